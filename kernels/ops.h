@@ -1,0 +1,113 @@
+#pragma once
+// Every operation of the product, declared once; ops.cpp is the only switch on the device. Activations are f32 tensors, except the
+// inputs of matrix products: those are bf16 when the run computes in bf16, f32 when it computes in fp32.
+// Letters: T tokens (rows of a micro-batch, several sequences one after the other), H hidden, N heads, D head dim, O x C a weight's
+// output x input channels, V vocabulary. All ops run on the pool of kernels/core/thread_pool.h and communicate nothing. Every output
+// element is computed whole by one task in a fixed order: results do not depend on the thread count or on how rows are split over calls.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/core/tensor.h"
+
+namespace ptq::kernels {
+
+// ---- matrix product -------------------------------------------------------------------------------------------------------------
+
+/// Which arithmetic the matrix product uses on this processor, weakest first. All f32 kernels give the same bits: each output element is
+/// one chain of fused multiply-adds over c = 0, 1, 2, ... starting from 0. kAvx512Bf16 multiplies pairs of bf16 (VDPBF16PS) and differs.
+enum class MatmulKernel : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+
+/// The kernel of the fixed table for this processor: bf16 pairs where they are faster than f32 (AMD Zen 4 and later), else the widest f32.
+/// The environment variable PTQ_MATMUL_KERNEL (scalar | avx2 | avx512 | avx512_bf16) lowers it for tests.
+MatmulKernel best_matmul_kernel();
+/// Sets the kernel of this process: the weakest of all ranks' best ones. Throws a bug when this processor lacks it.
+void set_matmul_kernel(MatmulKernel kernel);
+MatmulKernel matmul_kernel();
+std::string to_string(MatmulKernel kernel);
+
+/// y = x Wᵀ (+ bias).
+///   x    [T, C]  bf16 | f32
+///   w    [O, C]  bf16 | f16 | f32; any O and C
+///   bias [O]     bf16 | f16 | f32, or undefined; added in f32 after the product
+///   y    [T, O]  f32, overwritten
+/// bf16 x with bf16 w uses the process's kernel; any other pair is widened to f32 exactly and uses the f32 chain.
+void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y);
+
+// ---- norms, rope, attention, activations -------------------------------------------------------------------------------------------
+
+/// out = w · x·rsqrt(mean(x²) + eps), f32 inside, rounded once to out's dtype (bf16 | f32). Each row's sum of squares is taken in a fixed
+/// order. x [T, H] f32; w [H] bf16|f16|f32; out [T, H].
+void rms_norm(const Tensor& x, const Tensor& w, float eps, Tensor& out);
+/// LayerNorm1p: out = (x-μ)·rsqrt(var+eps)·(1+w) + b, biased variance (two passes), rounded once to out's dtype.
+void layer_norm_1p(const Tensor& x, const Tensor& w, const Tensor& bias, float eps, Tensor& out);
+/// RMS norm of every head of x [T, N·D] f32 in place, w [D] shared by the heads.
+void head_rms_norm(Tensor& x, const Tensor& w, int64_t head_dim, float eps);
+
+/// Rotates the first rotary_dim dims of each head of x [T, N·D] f32 in place, "half" convention: pairs (i, i + rotary_dim/2).
+///   positions [T] i32; cos, sin [positions, rotary_dim/2] f32 tables (attention factor already in them)
+void rope_half(Tensor& x, int64_t head_dim, int64_t rotary_dim, const Tensor& positions, const Tensor& cos, const Tensor& sin);
+
+struct AttentionShape {
+  int64_t heads = 0, kv_heads = 0;  ///< of this rank; query head h reads kv head h / (heads / kv_heads)
+  int64_t head_dim = 0;             ///< of q and k
+  int64_t v_head_dim = 0;           ///< of v and the output
+  float scale = 1.0f;               ///< multiplies q·k
+  int64_t window = 0;               ///< a query sees the last `window` positions, itself included; 0: all before it
+};
+/// Causal attention of each sequence of the micro-batch by itself, online softmax over blocks of keys in ascending order: no T×T array.
+///   q [T, N·D], k [T, KV·D], v [T, KV·Dv] f32; starts: B+1 token offsets of the sequences, starts[0] = 0, starts[B] = T
+///   out [T, N·Dv] bf16 | f32, overwritten
+void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& starts, const AttentionShape& shape,
+                      Tensor& out);
+
+/// out = silu(gate)·up, f32 inside; gate, up [T, I] f32; out [T, I] bf16 | f32.
+void silu_mul(const Tensor& gate, const Tensor& up, Tensor& out);
+/// out = max(x, 0)², x [T, I] f32; out bf16 | f32.
+void relu_squared(const Tensor& x, Tensor& out);
+/// x += y, both [T, H] f32.
+void add_in_place(Tensor& x, const Tensor& y);
+/// Element-wise conversion among f32, bf16 and f16 (f16 only as a source); nearest, ties to even. out is overwritten, same shape.
+void convert(const Tensor& in, Tensor& out);
+
+// ---- observers --------------------------------------------------------------------------------------------------------------------
+
+struct Amax {
+  float value = 0.0f;           ///< max |x| over the finite elements, exact
+  int64_t non_finite_row = -1;  ///< first row of dimension 0 that holds a NaN or Inf; -1: none
+};
+/// max |x| of a tensor of bf16 | f16 | f32 (rank 1 counts as one row).
+Amax amax(const Tensor& x);
+
+// ---- quantizers (number formats: kernels/format) ------------------------------------------------------------------------------------
+
+/// Precision of w / scale before it is rounded to E4M3: exact f32, or first rounded to bf16 as PyTorch does with bf16 weights.
+enum class Fp8Quotient { kExact, kBf16 };
+/// FP8 per tensor: code = e4m3(w / scale). w [O, C] bf16|f16|f32, scale > 0; codes [O, C] one-byte, overwritten.
+void quantize_fp8(const Tensor& w, float scale, Fp8Quotient quotient, Tensor& codes);
+/// NVFP4 along C in blocks of 16: block scale s = e4m3(clamp(amax_b/(6·scale_2), 2⁻⁹, 448)) (1.0 for a block of zeros),
+/// code = e2m1(w / (s·scale_2)), even column in the low nibble. C % 16 == 0.
+///   w [O, C] bf16|f16|f32; packed [O, C/2] u8; block_scales [O, C/16] one-byte E4M3 codes; both overwritten
+void quantize_nvfp4(const Tensor& w, float scale_2, Tensor& packed, Tensor& block_scales);
+/// w = e4m3(code)·scale. codes [O, C] one-byte; w [O, C] f32, overwritten.
+void dequantize_fp8(const Tensor& codes, float scale, Tensor& w);
+/// w = e2m1(code)·e4m3(block scale)·scale_2, the product of the two scales first. Shapes as quantize_nvfp4; w [O, C] f32, overwritten.
+void dequantize_nvfp4(const Tensor& packed, const Tensor& block_scales, float scale_2, Tensor& w);
+/// What a server does to activations, in place on x [T, C] f32: x = e4m3(x/scale)·scale.
+void fake_quantize_fp8(Tensor& x, float scale);
+/// The same for NVFP4 with second-level scale `scale_2` (the checkpoint's input_scale), block scales made on the fly.
+void fake_quantize_nvfp4(Tensor& x, float scale_2);
+
+// ---- losses -------------------------------------------------------------------------------------------------------------------------
+
+/// loss[t] = logsumexp(logits[t]) - logits[t][label[t]] in nats. logits [T, V] f32; labels [T] i32, -1: loss 0. Fixed order, f64 sums.
+void token_losses(const Tensor& logits, const Tensor& labels, std::vector<double>& losses);
+struct TokenAgreement {
+  double kl = 0;         ///< Σ_v p_ref·(log p_ref - log p)
+  bool same_top1 = false;  ///< the same argmax, lowest index at ties
+};
+/// Per row of reference and logits, both [T, V] f32.
+void token_agreement(const Tensor& reference, const Tensor& logits, std::vector<TokenAgreement>& result);
+
+}  // namespace ptq::kernels
