@@ -2,13 +2,14 @@
 // Where every tensor of the output will lie, decided before any is computed: shard file, byte offset. Pure arithmetic, the same on every
 // rank. The writer then puts byte ranges in place from any rank in any order.
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "checkpoint/file_descriptor.h"
 #include "checkpoint/safetensors.h"
-#include "kernels/core/unique_handle.h"
 
 namespace ptq::checkpoint {
 
@@ -45,33 +46,28 @@ class OutputLayout {
   int64_t tensor_bytes_ = 0;
 };
 
-struct FdTraits {
-  using type = int;
-  static int empty() { return -1; }
-  static void close(int fd);
-};
-using Fd = UniqueHandle<FdTraits>;
-
-/// Byte ranges into preallocated shard files. write() may be called from the writer thread.
+/// Byte ranges into preallocated shard files. Keeps a pointer to the layout, which must outlive it. write() may be called from the writer
+/// thread, by one thread at a time; files are opened when a rank first writes to them.
 class ShardWriter {
  public:
-  /// One rank: makes the files in `folder` at their full size (posix_fallocate: a full disk is met now) with their headers in place.
+  /// One rank: makes the files in `folder` at their full size (fallocate: a full disk is met now) with their headers in place.
   static void create(const std::string& folder, const OutputLayout& layout);
-  /// Every rank, after create: opens the files for writing.
+  /// Every rank, after create.
   static ShardWriter open(const std::string& folder, const OutputLayout& layout);
 
   /// Writes `bytes` bytes at `offset` inside tensor `name`. Throws a system Error with the errno's words.
   void write(const std::string& name, int64_t offset, const void* data, int64_t bytes);
   /// fsyncs every file this rank wrote to.
   void sync();
-  int64_t bytes_written() const { return bytes_written_; }
+  /// By this rank, headers not counted. May be asked from another thread than the one that writes.
+  int64_t bytes_written() const { return std::atomic_ref<int64_t>(bytes_written_).load(std::memory_order_relaxed); }
 
  private:
   std::string folder_;
   const OutputLayout* layout_ = nullptr;
   std::vector<Fd> files_;
   std::vector<bool> dirty_;
-  int64_t bytes_written_ = 0;
+  mutable int64_t bytes_written_ = 0;  // reached through atomic_ref only: an atomic member could not be moved
 };
 
 }  // namespace ptq::checkpoint

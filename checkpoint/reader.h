@@ -21,7 +21,14 @@ struct TensorEntry {
   std::string file;    ///< base name of the file that holds it
   int64_t offset = 0;  ///< of its first byte in that file
   int64_t bytes = 0;
+
+  /// Length of dimension 0; a scalar has the one row 0.
+  int64_t rows() const { return shape.empty() ? 1 : shape[0]; }
+  int64_t row_bytes() const { return rows() == 0 ? 0 : bytes / rows(); }
 };
+
+/// A name from a file nobody vouches for, made fit for a message: in quotes, control bytes as '?', cut where it is very long.
+std::string quoted_name(const std::string& name);
 
 class Reader {
  public:

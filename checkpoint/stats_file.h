@@ -14,9 +14,12 @@ struct Stats {
   std::map<std::string, std::string> attributes;
 };
 
-/// Writes the file beside itself under a temporary name, fsyncs, renames. Throws a system Error with HDF5's words.
+/// Writes the file beside itself under the temporary name PATH.tmp, fsyncs, renames: a reader sees all of it or nothing. The same
+/// statistics make the same bytes. Names are not empty, have no empty part, no part "." and no NUL, and no array is also a group.
+/// Throws a system Error with HDF5's words.
 void write_stats(const std::string& path, const Stats& stats);
-/// Throws a data Error for a file that is no such file.
+/// Checks the digest write_stats left in the file, so that damage HDF5 cannot see is met too.
+/// Throws a system Error for a file that cannot be opened, a data Error for one that is no statistics file or is damaged.
 Stats read_stats(const std::string& path);
 
 }  // namespace ptq::checkpoint

@@ -1,0 +1,55 @@
+// Every checkpoint reader. A reader says whether a path looks like its format, from names alone, and opens it; the first that says yes
+// is taken, and what is wrong with the checkpoint from there on is an error, never a reason to try the next.
+
+#include <array>
+#include <string_view>
+
+#include "checkpoint/files.h"
+#include "checkpoint/hf_reader.h"
+#include "checkpoint/reader.h"
+#include "kernels/core/error.h"
+
+namespace ptq::checkpoint {
+
+namespace {
+struct Candidate {
+  std::string_view looked_for;  ///< for the message when no reader wants the path
+  bool (*accepts)(const std::string& path);
+  std::unique_ptr<Reader> (*open)(const std::string& path);
+};
+
+constexpr std::array kReaders{
+    Candidate{HfReader::kLookedFor, HfReader::accepts, HfReader::open},
+};
+
+/// Formats people have but this program cannot read, by the file that gives them away.
+struct Unsupported {
+  const char* file;
+  const char* format;
+};
+constexpr std::array kUnsupported{
+    Unsupported{"pytorch_model.bin.index.json", "Hugging Face torch pickle"},
+    Unsupported{"pytorch_model.bin", "Hugging Face torch pickle"},
+    Unsupported{"metadata.json", "Megatron-core distributed"},
+    Unsupported{".metadata", "PyTorch distributed"},
+    Unsupported{"latest_checkpointed_iteration.txt", "Megatron"},
+    Unsupported{"model_config.yaml", "NeMo 1"},
+    Unsupported{"context", "NeMo 2"},
+};
+}  // namespace
+
+std::unique_ptr<Reader> open_checkpoint(const std::string& path) {
+  if (!exists(path)) throw user_error("the checkpoint does not exist", path, "check the path of the model");
+  std::string looked_for;
+  for (const Candidate& reader : kReaders) {
+    if (reader.accepts(path)) return reader.open(path);
+    looked_for += (looked_for.empty() ? "" : "; ") + std::string(reader.looked_for);
+  }
+  for (const Unsupported& other : kUnsupported)
+    if (exists(path + "/" + other.file))
+      throw user_error(std::string("a ") + other.format + " checkpoint, which this program does not read", path,
+                       "convert it to Hugging Face safetensors first");
+  throw user_error("no checkpoint here: looked for " + looked_for, path, "give the folder that holds the model's weights");
+}
+
+}  // namespace ptq::checkpoint

@@ -1,0 +1,38 @@
+#pragma once
+// The ops of kernels/ops.h on tensors in host memory; shapes and rules are stated there. Called by kernels/ops.cpp, and by tests.
+
+#include "kernels/cpu/scratch.h"
+#include "kernels/ops.h"
+
+namespace ptq::kernels::cpu {
+
+MatmulKernel best_matmul_kernel();
+void set_matmul_kernel(MatmulKernel kernel);
+MatmulKernel matmul_kernel();
+std::string to_string(MatmulKernel kernel);
+
+void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y);
+void rms_norm(const Tensor& x, const Tensor& w, float eps, Tensor& out);
+void layer_norm_1p(const Tensor& x, const Tensor& w, const Tensor& bias, float eps, Tensor& out);
+void head_rms_norm(Tensor& x, const Tensor& w, int64_t head_dim, float eps);
+void rope_half(Tensor& x, int64_t head_dim, int64_t rotary_dim, const Tensor& positions, const Tensor& cos, const Tensor& sin);
+void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& starts, const AttentionShape& shape,
+                      Tensor& out);
+void silu_mul(const Tensor& gate, const Tensor& up, Tensor& out);
+void relu_squared(const Tensor& x, Tensor& out);
+void add_in_place(Tensor& x, const Tensor& y);
+void convert(const Tensor& in, Tensor& out);
+Amax amax(const Tensor& x);
+void quantize_fp8(const Tensor& w, float scale, Fp8Quotient quotient, Tensor& codes);
+void quantize_nvfp4(const Tensor& w, float scale_2, Tensor& packed, Tensor& block_scales);
+void dequantize_fp8(const Tensor& codes, float scale, Tensor& w);
+void dequantize_nvfp4(const Tensor& packed, const Tensor& block_scales, float scale_2, Tensor& w);
+void fake_quantize_fp8(Tensor& x, float scale);
+void fake_quantize_nvfp4(Tensor& x, float scale_2);
+void token_losses(const Tensor& logits, const Tensor& labels, std::vector<double>& losses);
+void token_agreement(const Tensor& reference, const Tensor& logits, std::vector<TokenAgreement>& result);
+
+/// The elements of a small float tensor (a norm's weight, a bias) as f32: its own memory, or `scratch`.
+const float* widened(const Tensor& tensor, Scratch& scratch);
+
+}  // namespace ptq::kernels::cpu

@@ -1,0 +1,10 @@
+// Compiled for the least processor of the platform. The chains use fused multiply-adds all the same, in software where there are none.
+#include "kernels/cpu/panel_pack.h"
+#include "kernels/cpu/panel_softmax.h"
+
+namespace ptq::kernels::cpu {
+
+const PanelKernels kPanelBaseline = {kTileTokens, kPanelWidth,     1,       pack_f32,     pack_bf16, copy_f32, copy_bf16,
+                                     tile,        tile_of_columns, softmax, scale_columns};
+
+}  // namespace ptq::kernels::cpu

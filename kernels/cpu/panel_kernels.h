@@ -1,0 +1,54 @@
+#pragma once
+// The inner loops of products: small tiles of outputs whose accumulators stay in registers, one set of functions per instruction set.
+// Used by matmul.cpp and attention.cpp only. Every output element is one chain over the depth, so its bits do not depend on the tile.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ptq::kernels::cpu {
+
+/// Depth (c, or pairs of c for bf16 pairs) that one packed panel covers: 512 x 256 outputs x 4 bytes is half of a 1 MiB L2.
+constexpr int64_t kPanelDepth = 512;
+/// Row stride of x_panel in 4-byte units. The pad keeps rows off each other's cache sets.
+constexpr int64_t kXStride = kPanelDepth + 16;
+/// No tile has more outputs or tokens than this.
+constexpr int kMaxPanelWidth = 32, kMaxTileTokens = 16;
+
+/// A masked score: finite, so that differences of two of them are numbers.
+constexpr float kMaskedScore = -3.0e38f;
+
+struct PanelKernels {
+  int tokens;           ///< rows of x in a full tile
+  int width;            ///< P: outputs of a panel
+  int values_per_step;  ///< c's of one step along the depth: 1 for f32, 2 for bf16 pairs
+
+  /// Rows of W to a panel: panel[step][P] from w[rows][count], row-major, rows `stride` elements apart; rows ≤ P. Missing rows and the
+  /// second half of an odd last pair are 0.
+  void (*pack_f32)(const float* w, int64_t stride, int rows, int64_t count, void* panel);
+  void (*pack_bf16)(const uint16_t* w, int64_t stride, int rows, int64_t count, void* panel);
+  /// The first `rows` ≤ tokens rows of x to x_panel[row][kXStride]. Null where the kernel takes no such x.
+  void (*copy_f32)(const float* x, int64_t stride, int rows, int64_t count, void* x_panel);
+  void (*copy_bf16)(const uint16_t* x, int64_t stride, int rows, int64_t count, void* x_panel);
+  /// y[rows][P] (+)= x_panel · panel over `steps`, y rows y_stride apart; `first` starts the chains from 0 instead of from y.
+  void (*tile)(int rows, const void* x_panel, const void* panel, int64_t steps, float* y, int64_t y_stride, bool first);
+
+  /// f32 kernels only. y[rows][P] += xᵀ · panel: x[steps][rows], steps `x_stride` floats apart, rows ≤ tokens.
+  void (*tile_of_columns)(int rows, const float* x, int64_t x_stride, const float* panel, int64_t steps, float* y, int64_t y_stride);
+  /// f32 kernels only: one block of an online softmax of P queries, each in its own lane.
+  ///   scores [keys][P] in; the weights e^(score - maximum) out, 0 where query first_query+lane may not see key first_key+row
+  ///   maximum, sum [P] updated; correction [P] = e^(old maximum - new one)
+  void (*softmax)(float* scores, int64_t keys, int64_t first_key, int64_t first_query, int64_t window, float* maximum, float* sum,
+                  float* correction);
+  /// f32 kernels only: y[rows][P] *= factor[P].
+  void (*scale_columns)(float* y, int64_t rows, const float* factor);
+};
+
+extern const PanelKernels kPanelBaseline;
+#if defined(__x86_64__)
+extern const PanelKernels kPanelAvx2, kPanelAvx512, kPanelAvx512Bf16;
+#endif
+
+/// The f32 kernel of isa().
+const PanelKernels& panel_kernels();
+
+}  // namespace ptq::kernels::cpu

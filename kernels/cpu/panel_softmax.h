@@ -1,0 +1,63 @@
+#pragma once
+// One block of an online softmax with a query in each lane, for panel_*.cpp. Private to each file, as lanes.h.
+
+#include "kernels/cpu/exp.h"
+#include "kernels/cpu/panel_tile.h"
+
+namespace ptq::kernels::cpu {
+namespace {
+
+PTQ_INLINE Lanes<float> exp(Lanes<float> x) {
+  for (int p = 0; p < kParts; ++p) x.part[p] = exp_f32(x.part[p]);
+  return x;
+}
+
+/// Marks the scores of one key that some of the queries may not see.
+PTQ_INLINE void mask_key(float* scores, int64_t key, int64_t first_query, int64_t window) {
+  for (int lane = 0; lane < kPanelWidth; ++lane) {
+    const int64_t query = first_query + lane;
+    const bool visible = key <= query && (window == 0 || key > query - window);
+    scores[lane] = visible ? scores[lane] : kMaskedScore;
+  }
+}
+
+void softmax(float* scores, int64_t keys, int64_t first_key, int64_t first_query, int64_t window, float* maximum, float* sum,
+             float* correction) {
+  for (int64_t row = 0; row < keys; ++row) {
+    const int64_t key = first_key + row;
+    const bool all_visible = key <= first_query && (window == 0 || key > first_query + kPanelWidth - 1 - window);
+    if (!all_visible) mask_key(scores + row * kPanelWidth, key, first_query, window);
+  }
+  for (int n = 0; n < kPanelLanes; ++n) {
+    float* const column = scores + 16 * n;
+    const Lanes<float> before = Lanes<float>::load(maximum + 16 * n);
+    Lanes<float> highest = before;
+    for (int64_t row = 0; row < keys; ++row) highest = max(Lanes<float>::load(column + row * kPanelWidth), highest);
+    highest.store(maximum + 16 * n);
+    // A query that has seen no key yet keeps the masked score as its maximum. Measured from 0 instead, its weights e^-3e38 are 0, not 1.
+    Lanes<float> reference = highest;
+    for (int p = 0; p < kParts; ++p) reference.part[p] = reference.part[p] > splat(0.5f * kMaskedScore) ? reference.part[p] : NativeF32{};
+    const Lanes<float> factor = exp(before - reference);
+    Lanes<float> total = Lanes<float>::load(sum + 16 * n) * factor;
+    for (int64_t row = 0; row < keys; ++row) {
+      const Lanes<float> weight = exp(Lanes<float>::load(column + row * kPanelWidth) - reference);
+      weight.store(column + row * kPanelWidth);
+      total = total + weight;
+    }
+    total.store(sum + 16 * n);
+    factor.store(correction + 16 * n);
+  }
+}
+
+void scale_columns(float* y, int64_t rows, const float* factor) {
+  for (int n = 0; n < kPanelLanes; ++n) {
+    const Lanes<float> scale = Lanes<float>::load(factor + 16 * n);
+    for (int64_t row = 0; row < rows; ++row) {
+      float* const at = y + row * kPanelWidth + 16 * n;
+      (Lanes<float>::load(at) * scale).store(at);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ptq::kernels::cpu

@@ -1,0 +1,27 @@
+#include "kernels/core/thread_pool.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/row_kernels.h"
+
+namespace ptq::kernels::cpu {
+
+void rope_half(Tensor& x, int64_t head_dim, int64_t rotary_dim, const Tensor& positions, const Tensor& cos, const Tensor& sin) {
+  const int64_t half = rotary_dim / 2;
+  require(x.rank() == 2 && x.dim(1) % head_dim == 0 && rotary_dim <= head_dim && rotary_dim % 2 == 0, "rope: x is not [T, N·D]");
+  require(positions.numel() == x.dim(0), "rope: one position per token");
+  require(cos.rank() == 2 && cos.dim(1) == half && sin.shape() == cos.shape(), "rope: tables are not [positions, rotary_dim/2]");
+  const int64_t heads = x.dim(1) / head_dim;
+  float* const values = x.data<float>();
+  const auto* position = positions.data<int32_t>();
+  const float *cos_table = cos.data<float>(), *sin_table = sin.data<float>();
+
+  parallel_ranges(x.dim(0), 8, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      require(0 <= position[t] && position[t] < cos.dim(0), "rope: a position outside the tables");
+      const int64_t at = position[t] * half;
+      for (int64_t head = 0; head < heads; ++head)
+        row_kernels().rope(values + (t * heads + head) * head_dim, half, cos_table + at, sin_table + at);
+    }
+  });
+}
+
+}  // namespace ptq::kernels::cpu

@@ -1,0 +1,64 @@
+#pragma once
+// The inner loops of all ops but products: one row or stretch of elements on one thread, one set of functions per instruction set, all
+// with the same bits. Lengths are in elements; pointers need no alignment.
+
+#include <cstdint>
+
+#include "kernels/core/dtype.h"
+#include "kernels/core/error.h"
+
+namespace ptq::kernels::cpu {
+
+/// The dtypes a row of floats may have.
+enum class Source : int { kF32, kBF16, kF16 };
+/// Throws a bug for other dtypes.
+inline Source source_of(DType dtype) {
+  require(dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16, "a row of floats is neither f32, bf16 nor f16");
+  return dtype == DType::kF32 ? Source::kF32 : dtype == DType::kBF16 ? Source::kBF16 : Source::kF16;
+}
+
+/// Sums over one row of logits, relative to their maxima.
+struct AgreementSums {
+  float reference_max, max;
+  double reference_sum, sum;  ///< Σ e^(logit - max)
+  double cross;               ///< Σ e^(r - r_max) · ((r - r_max) - (x - x_max))
+};
+
+struct RowKernels {
+  void (*widen)(const void* in, Source source, int64_t count, float* out);
+  void (*narrow)(const float* in, int64_t count, uint16_t* bf16_out);
+
+  /// out is bf16 or f32; head norms and others may run in place.
+  void (*rms_norm)(const float* x, const float* w, int64_t count, float eps, void* out, bool to_bf16);
+  void (*layer_norm_1p)(const float* x, const float* w, const float* bias, int64_t count, float eps, void* out, bool to_bf16);
+  void (*rope)(float* head, int64_t half, const float* cos, const float* sin);
+  void (*silu_mul)(const float* gate, const float* up, int64_t count, void* out, bool to_bf16);
+  void (*relu_squared)(const float* x, int64_t count, void* out, bool to_bf16);
+  void (*add)(float* x, const float* y, int64_t count);
+
+  /// The largest bit pattern without its sign, in the source's own width: orders finite < Inf < NaN.
+  uint32_t (*max_magnitude)(const void* x, Source source, int64_t count);
+
+  void (*quantize_fp8)(const void* w, Source source, int64_t count, float scale, bool bf16_quotient, uint8_t* codes);
+  void (*quantize_nvfp4)(const void* w, Source source, int64_t count, float scale_2, uint8_t* packed, uint8_t* block_scales);
+  void (*dequantize_fp8)(const uint8_t* codes, int64_t count, float scale, float* w);
+  void (*dequantize_nvfp4)(const uint8_t* packed, const uint8_t* block_scales, int64_t count, float scale_2, float* w);
+  void (*fake_quantize_fp8)(float* x, int64_t count, float scale);
+  void (*fake_quantize_nvfp4)(float* x, int64_t count, float scale_2);
+
+  float (*max)(const float* x, int64_t count);
+  /// Σ e^(x - max) in f64.
+  double (*sum_exp)(const float* x, int64_t count, float max);
+  /// Fills the sums, given the maxima.
+  void (*agreement)(const float* reference, const float* x, int64_t count, AgreementSums& sums);
+};
+
+extern const RowKernels kRowsBaseline;
+#if defined(__x86_64__)
+extern const RowKernels kRowsAvx2, kRowsAvx512;
+#endif
+
+/// Those of isa().
+const RowKernels& row_kernels();
+
+}  // namespace ptq::kernels::cpu

@@ -1,0 +1,81 @@
+#pragma once
+// Norms, rotary embedding and activations of one row. Private to each rows_*.cpp, as lanes.h.
+
+#include "kernels/cpu/exp.h"
+#include "kernels/cpu/rows_convert.h"
+
+namespace ptq::kernels::cpu {
+namespace {
+
+/// Σ term(x_i) in f32 over 32 chains of every 32nd element, then pairwise: the order depends on `count` alone. `padding` is an x whose term
+/// is 0.
+template <class Term>
+PTQ_INLINE float sum_in_lanes(const float* x, int64_t count, float padding, Term term) {
+  Lanes<float> low = Lanes<float>::all(0.0f), high = low;
+  int64_t i = 0;
+  for (; i + 32 <= count; i += 32) {
+    low = term(Lanes<float>::load(x + i), low);
+    high = term(Lanes<float>::load(x + i + 16), high);
+  }
+  if (i < count) {
+    float tail[32];
+    for (int64_t j = 0; j < 32; ++j) tail[j] = i + j < count ? x[i + j] : padding;
+    low = term(Lanes<float>::load(tail), low);
+    high = term(Lanes<float>::load(tail + 16), high);
+  }
+  return sum_of(low + high);
+}
+
+void rms_norm(const float* x, const float* w, int64_t count, float eps, void* out, bool to_bf16) {
+  const float squares =
+      sum_in_lanes(x, count, 0.0f, [](const Lanes<float>& value, const Lanes<float>& sum) { return fma(value, value, sum); });
+  const float factor = 1.0f / __builtin_sqrtf(squares / static_cast<float>(count) + eps);
+  write_as(out, to_bf16, [&](auto write) {
+    for (int64_t i = 0; i < count; ++i) write(i, w[i] * (x[i] * factor));
+  });
+}
+
+void layer_norm_1p(const float* x, const float* w, const float* bias, int64_t count, float eps, void* out, bool to_bf16) {
+  const float total = sum_in_lanes(x, count, 0.0f, [](const Lanes<float>& value, const Lanes<float>& sum) { return sum + value; });
+  const float mean = total / static_cast<float>(count);
+  const Lanes<float> means = Lanes<float>::all(mean);
+  const float squares = sum_in_lanes(x, count, mean, [&](const Lanes<float>& value, const Lanes<float>& sum) {
+    const Lanes<float> centred = value - means;
+    return fma(centred, centred, sum);
+  });
+  const float factor = 1.0f / __builtin_sqrtf(squares / static_cast<float>(count) + eps);
+  write_as(out, to_bf16, [&](auto write) {
+    for (int64_t i = 0; i < count; ++i) write(i, fma((x[i] - mean) * factor, 1.0f + w[i], bias[i]));
+  });
+}
+
+void rope(float* head, int64_t half, const float* cos, const float* sin) {
+  float* const second = head + half;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = head[i], b = second[i];
+    head[i] = a * cos[i] - b * sin[i];
+    second[i] = b * cos[i] + a * sin[i];
+  }
+}
+
+void silu_mul(const float* gate, const float* up, int64_t count, void* out, bool to_bf16) {
+  write_as(out, to_bf16, [&](auto write) {
+    for (int64_t i = 0; i < count; ++i) write(i, gate[i] / (1.0f + exp_f32(-gate[i])) * up[i]);
+  });
+}
+
+void relu_squared(const float* x, int64_t count, void* out, bool to_bf16) {
+  write_as(out, to_bf16, [&](auto write) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float positive = x[i] > 0.0f ? x[i] : 0.0f;
+      write(i, positive * positive);
+    }
+  });
+}
+
+void add(float* x, const float* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] += y[i];
+}
+
+}  // namespace
+}  // namespace ptq::kernels::cpu

@@ -1,0 +1,33 @@
+#pragma once
+// All row kernels as the plain loops of this file's instruction set make them. Private to each rows_*.cpp, as lanes.h.
+
+#include "kernels/cpu/rows_loss.h"
+#include "kernels/cpu/rows_norm.h"
+#include "kernels/cpu/rows_quantize.h"
+
+namespace ptq::kernels::cpu {
+namespace {
+
+constexpr RowKernels kPlainRows = {
+    .widen = widen,
+    .narrow = narrow,
+    .rms_norm = rms_norm,
+    .layer_norm_1p = layer_norm_1p,
+    .rope = rope,
+    .silu_mul = silu_mul,
+    .relu_squared = relu_squared,
+    .add = add,
+    .max_magnitude = max_magnitude,
+    .quantize_fp8 = quantize_fp8,
+    .quantize_nvfp4 = quantize_nvfp4,
+    .dequantize_fp8 = dequantize_fp8,
+    .dequantize_nvfp4 = dequantize_nvfp4,
+    .fake_quantize_fp8 = fake_quantize_fp8,
+    .fake_quantize_nvfp4 = fake_quantize_nvfp4,
+    .max = max,
+    .sum_exp = sum_exp,
+    .agreement = agreement,
+};
+
+}  // namespace
+}  // namespace ptq::kernels::cpu

@@ -1,0 +1,61 @@
+#include "kernels/ops.h"
+
+#include "kernels/cpu/cpu_ops.h"
+
+namespace ptq::kernels {
+
+namespace {
+
+/// The function for the device. Throws a user Error for a device this build has no kernels for.
+template <class Function>
+Function* on(Device device, Function* cpu_function) {
+  if (device != Device::kCpu)
+    throw user_error("this build computes on the CPU only", "device", "build with the preset 'cuda', or choose the device cpu");
+  return cpu_function;
+}
+
+}  // namespace
+
+MatmulKernel best_matmul_kernel() { return cpu::best_matmul_kernel(); }
+void set_matmul_kernel(MatmulKernel kernel) { cpu::set_matmul_kernel(kernel); }
+MatmulKernel matmul_kernel() { return cpu::matmul_kernel(); }
+std::string to_string(MatmulKernel kernel) { return cpu::to_string(kernel); }
+
+void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y) { on(x.device(), cpu::matmul)(x, w, bias, y); }
+void rms_norm(const Tensor& x, const Tensor& w, float eps, Tensor& out) { on(x.device(), cpu::rms_norm)(x, w, eps, out); }
+void layer_norm_1p(const Tensor& x, const Tensor& w, const Tensor& bias, float eps, Tensor& out) {
+  on(x.device(), cpu::layer_norm_1p)(x, w, bias, eps, out);
+}
+void head_rms_norm(Tensor& x, const Tensor& w, int64_t head_dim, float eps) { on(x.device(), cpu::head_rms_norm)(x, w, head_dim, eps); }
+void rope_half(Tensor& x, int64_t head_dim, int64_t rotary_dim, const Tensor& positions, const Tensor& cos, const Tensor& sin) {
+  on(x.device(), cpu::rope_half)(x, head_dim, rotary_dim, positions, cos, sin);
+}
+void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& starts, const AttentionShape& shape,
+                      Tensor& out) {
+  on(q.device(), cpu::causal_attention)(q, k, v, starts, shape, out);
+}
+void silu_mul(const Tensor& gate, const Tensor& up, Tensor& out) { on(gate.device(), cpu::silu_mul)(gate, up, out); }
+void relu_squared(const Tensor& x, Tensor& out) { on(x.device(), cpu::relu_squared)(x, out); }
+void add_in_place(Tensor& x, const Tensor& y) { on(x.device(), cpu::add_in_place)(x, y); }
+void convert(const Tensor& in, Tensor& out) { on(in.device(), cpu::convert)(in, out); }
+Amax amax(const Tensor& x) { return on(x.device(), cpu::amax)(x); }
+void quantize_fp8(const Tensor& w, float scale, Fp8Quotient quotient, Tensor& codes) {
+  on(w.device(), cpu::quantize_fp8)(w, scale, quotient, codes);
+}
+void quantize_nvfp4(const Tensor& w, float scale_2, Tensor& packed, Tensor& block_scales) {
+  on(w.device(), cpu::quantize_nvfp4)(w, scale_2, packed, block_scales);
+}
+void dequantize_fp8(const Tensor& codes, float scale, Tensor& w) { on(codes.device(), cpu::dequantize_fp8)(codes, scale, w); }
+void dequantize_nvfp4(const Tensor& packed, const Tensor& block_scales, float scale_2, Tensor& w) {
+  on(packed.device(), cpu::dequantize_nvfp4)(packed, block_scales, scale_2, w);
+}
+void fake_quantize_fp8(Tensor& x, float scale) { on(x.device(), cpu::fake_quantize_fp8)(x, scale); }
+void fake_quantize_nvfp4(Tensor& x, float scale_2) { on(x.device(), cpu::fake_quantize_nvfp4)(x, scale_2); }
+void token_losses(const Tensor& logits, const Tensor& labels, std::vector<double>& losses) {
+  on(logits.device(), cpu::token_losses)(logits, labels, losses);
+}
+void token_agreement(const Tensor& reference, const Tensor& logits, std::vector<TokenAgreement>& result) {
+  on(logits.device(), cpu::token_agreement)(reference, logits, result);
+}
+
+}  // namespace ptq::kernels

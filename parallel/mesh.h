@@ -1,0 +1,37 @@
+#pragma once
+// The ranks as a grid data × pipeline × tensor and the groups along its axes. rank = (data · P + pipeline) · T + tensor.
+
+#include <memory>
+
+#include "parallel/communicator.h"
+
+namespace ptq::parallel {
+
+struct MeshShape {
+  int data = 1, pipeline = 1, tensor = 1;
+};
+
+class Mesh {
+ public:
+  /// Collective over `world`, whose size is data · pipeline · tensor. Keeps a reference to it.
+  static Mesh make(Communicator& world, MeshShape shape);
+
+  const MeshShape& shape() const { return shape_; }
+  int data_rank() const { return data_rank_; }
+  int pipeline_rank() const { return pipeline_rank_; }
+  int tensor_rank() const { return tensor_rank_; }
+
+  Communicator& world() const { return *world_; }
+  Communicator& tensor() const { return *tensor_; }      ///< same data and pipeline rank
+  Communicator& data() const { return *data_; }          ///< same pipeline and tensor rank
+  Communicator& pipeline() const { return *pipeline_; }  ///< same data and tensor rank
+  Communicator& stage() const { return *stage_; }        ///< same pipeline rank; rank in it = data · T + tensor
+
+ private:
+  MeshShape shape_;
+  int data_rank_ = 0, pipeline_rank_ = 0, tensor_rank_ = 0;
+  Communicator* world_ = nullptr;
+  std::unique_ptr<Communicator> tensor_, data_, pipeline_, stage_;
+};
+
+}  // namespace ptq::parallel

@@ -1,0 +1,28 @@
+#pragma once
+// Which format every linear gets and why: the recipe's ignore list and rules laid over the model's linears.
+
+#include <map>
+#include <string>
+
+#include "layers/model_spec.h"
+#include "recipes/formats.h"
+#include "recipes/recipe.h"
+
+namespace ptq::recipes {
+
+struct Decision {
+  Format format = Format::kNone;
+  std::string reason;  ///< "quantization.format", "ignore: lm_head", "rule 2: *.self_attn.*"
+};
+
+/// By module name, every linear of the layers and lm_head. Throws a user Error for a rule that matches nothing (or only ignored modules),
+/// linears that servers fuse with different formats, an input width that the format's group size does not divide.
+std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, const Recipe& recipe);
+
+/// Does `pattern` (glob with * and ?, or re:regex, over the whole name) match?
+bool matches(const std::string& pattern, const std::string& name);
+
+/// True when some decision or the KV cache needs activations observed.
+bool needs_calibration(const std::map<std::string, Decision>& decisions, const Recipe& recipe);
+
+}  // namespace ptq::recipes

@@ -1,0 +1,32 @@
+#pragma once
+// Min-max calibration: every scale puts the largest magnitude seen on the largest value of its format. Scales are f32 divisions.
+// Source: the formulas of NVIDIA Model Optimizer's unified checkpoint (weight_scale = amax/448, weight_scale_2 = amax/(6·448), ...).
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "recipes/decisions.h"
+
+namespace ptq::recipes {
+
+/// What calibration saw of one layer, merged over all ranks.
+struct LayerStatistics {
+  std::vector<float> weight_amax;           ///< per linear
+  std::map<int, float> input_amax;          ///< per input group; absent: not observed
+  float key_amax = -1, value_amax = -1;     ///< after rope, whole layer; -1: not observed
+};
+
+/// A scale that had nothing to measure and why: listed in the log and the manifest, never silent.
+struct ScaleNote {
+  std::string module, note;
+};
+
+/// The scales of every linear of the layer, by index; of unquantized linears untouched defaults. An amax of 0 counts as the format's
+/// largest value (scale 1, or 6/2688 for NVFP4's second level) and is noted.
+std::vector<LinearScales> minmax_scales(const layers::LayerSpec& layer, const std::map<std::string, Decision>& decisions,
+                                        const LayerStatistics& statistics, std::vector<ScaleNote>& notes);
+/// amax/448 for a KV cache in FP8; 1 (noted) for amax 0.
+float kv_scale(float amax, const std::string& module, std::vector<ScaleNote>& notes);
+
+}  // namespace ptq::recipes

@@ -1,0 +1,35 @@
+#pragma once
+// The calibration pass's eyes: maxima of what linears read and of keys and values, and where a NaN or Inf first appeared.
+
+#include <map>
+#include <optional>
+#include <string>
+
+#include "layers/layer.h"
+#include "recipes/minmax.h"
+
+namespace ptq::recipes {
+
+/// Collects one window's statistics on one rank. Non-finite activations are remembered, not thrown: other ranks are in the middle of a
+/// collective; error() is looked at where all ranks agree.
+class Observer : public layers::LayerHooks {
+ public:
+  void linear_input(const layers::LayerSpec& layer, int input_group, const Tensor& x, const layers::Batch& batch) override;
+  void key_value(const layers::LayerSpec& layer, Tensor& k, Tensor& v, const layers::Batch& batch) override;
+
+  struct LayerMaxima {
+    std::map<int, float> input_amax;
+    float key_amax = -1, value_amax = -1;
+  };
+  /// By layer index.
+  const std::map<int64_t, LayerMaxima>& maxima() const { return maxima_; }
+  const std::optional<Error>& error() const { return error_; }
+
+ private:
+  float observe(const Tensor& x, const layers::LayerSpec& layer, const std::string& what, const layers::Batch& batch);
+
+  std::map<int64_t, LayerMaxima> maxima_;
+  std::optional<Error> error_;
+};
+
+}  // namespace ptq::recipes

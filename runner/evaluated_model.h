@@ -1,0 +1,77 @@
+#pragma once
+// A model, plain or quantized, as a server would run it: weights dequantized from the file, inputs of quantized linears and the KV cache
+// quantized as their scales say. Gives logits for token rows, streaming the layers.
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "runner/source_model.h"
+#include "runner/sweep.h"
+
+namespace ptq::runner {
+
+struct EvaluateSettings {
+  bool fp32 = false;           ///< f32 matrix product inputs instead of bf16
+  bool weights_only = false;   ///< leave activations and KV cache as they are
+  int64_t host_memory = 0;
+  std::string scratch;
+};
+
+/// The sweep's client: decodes weights, quantizes inputs.
+class EvaluationClient : public SweepClient, public layers::LayerHooks {
+ public:
+  EvaluationClient(const SourceModel& source, const EvaluateSettings& settings);
+
+  std::vector<layers::TensorSpec> tensors(const layers::LayerSpec& layer) const override;
+  double expansion() const override { return quantized_ ? 8.0 : 1.0; }
+  layers::LayerWeights weights(const LayerTensors& tensors) const override;
+  layers::LayerHooks& hooks() override { return *this; }
+  Tensor quantized_input(const layers::LayerSpec& layer, int linear, const Tensor& x) override;
+  void key_value(const layers::LayerSpec& layer, Tensor& k, Tensor& v, const layers::Batch& batch) override;
+
+  bool quantized() const { return quantized_; }
+  /// The scalars of a linear, read from the file.
+  recipes::LinearScales scales(const layers::LinearSpec& linear, recipes::Format format) const;
+  recipes::Format format(const std::string& module) const { return formats_.at(module); }
+
+ private:
+  const SourceModel& source_;
+  const EvaluateSettings& settings_;
+  std::map<std::string, recipes::Format> formats_;
+  std::map<std::string, recipes::LinearScales> scales_;
+  std::map<std::string, std::pair<float, float>> kv_scales_;  ///< attention module -> k_scale, v_scale
+  bool quantized_ = false;
+  Tensor quantized_copy_;
+};
+
+class EvaluatedModel {
+ public:
+  /// Opens and checks a model, plain or quantized, so that the constructor meets no surprise. Throws data and user Errors.
+  static SourceModel open(const std::string& folder);
+  /// Runs the decoder over this rank's rows. Collective over the world of `mesh` (data only).
+  EvaluatedModel(SourceModel source, const parallel::Mesh& mesh, const std::vector<std::vector<int32_t>>& rows, int64_t first_row,
+                 const EvaluateSettings& settings);
+
+  /// Reads final norm and output projection: every rank a share of the rows, gathered. Collective over the world.
+  void load_head();
+  int64_t micro_batches() const { return sweep_.micro_batches(); }
+  const layers::Batch& batch(int64_t m) const { return sweep_.batch(m); }
+  int64_t vocab() const { return source_.spec.vocab; }
+  const SourceModel& source() const { return source_; }
+  /// The normed final states of micro-batch m, [T, H] in the product's input dtype (f32 where lm_head's input is quantized).
+  Tensor final_states(int64_t m);
+  /// Logits [n, V] f32 of rows [begin, end) of final_states.
+  void logits(const Tensor& states, int64_t begin, int64_t end, Tensor& out);
+
+ private:
+  SourceModel source_;
+  EvaluateSettings settings_;
+  const parallel::Mesh& mesh_;
+  EvaluationClient client_;
+  Sweep sweep_;
+  std::map<std::string, Tensor> vectors_;
+  Tensor head_;
+};
+
+}  // namespace ptq::runner

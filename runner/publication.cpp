@@ -1,0 +1,148 @@
+#include "runner/publication.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <filesystem>
+#include <optional>
+#include <sstream>
+
+#include "runner/machine.h"
+
+namespace ptq::runner {
+
+namespace {
+
+using checkpoint::Json;
+
+std::optional<std::string> complete_fingerprint(const std::string& folder) {
+  const std::string path = folder + "/ptq-runner/manifest.json";
+  if (!checkpoint::exists(path)) return std::nullopt;
+  try {
+    return checkpoint::read_json(path).value("fingerprint", "");
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+std::string parent_of(const std::string& path) {
+  const auto parent = std::filesystem::absolute(path).parent_path();
+  return parent.empty() ? "/" : parent.string();
+}
+
+}  // namespace
+
+bool check_output_folder(const recipes::Recipe& recipe, const std::string& fingerprint) {
+  const std::string& output = recipe.output_path;
+  if (!checkpoint::exists(output)) return false;
+  const auto made_by = complete_fingerprint(output);
+  if (made_by == fingerprint) return true;
+  if (!recipe.overwrite)
+    throw user_error(made_by ? "the output folder is there already, made from another recipe, source or data" : "the output folder is there already",
+                     recipe.where("output.path") + " = " + output, "choose another output.path, or set output.overwrite: true to replace it");
+  return false;
+}
+
+void make_work_folder(const std::string& work, const std::string& output, int64_t tensor_bytes) {
+  checkpoint::make_folder(parent_of(output));
+  if (checkpoint::exists(work)) {
+    if (!checkpoint::exists(work + "/ptq-runner"))
+      throw user_error("there is a folder in the place of the work folder that this program did not make", work, "move it away");
+    checkpoint::remove_tree(work);
+  }
+  if (const int64_t free = checkpoint::free_bytes(parent_of(output)); free < tensor_bytes)
+    throw system_error("the disk is too full: the output needs " + human_bytes(static_cast<double>(tensor_bytes)) + ", " +
+                           human_bytes(static_cast<double>(free)) + " are free",
+                       parent_of(output), "free disk space or choose another output.path");
+  checkpoint::make_folder(work + "/ptq-runner");
+}
+
+void write_companions(const std::string& work, const SourceModel& source, const ExportPlan& plan) {
+  const std::string folder = source.reader->folder();
+  for (const std::string& name : source.reader->companion_files()) {
+    if (name == "config.json" || name == "hf_quant_config.json" || name.rfind("ptq-runner/", 0) == 0) continue;
+    if (name == "generation_config.json") {
+      const Json original = checkpoint::read_json(folder + "/" + name), accepted = recipes::generation_config(original);
+      if (accepted != original) {
+        checkpoint::write_text(work + "/" + name, accepted.dump(2) + "\n");
+        continue;
+      }
+    }
+    checkpoint::copy_file(folder + "/" + name, work + "/" + name);
+  }
+  checkpoint::write_text(work + "/config.json", recipes::quantized_config(source.config, plan.metadata).dump(4) + "\n");
+  if (!plan.metadata.quant_algo.empty() || !plan.metadata.kv_cache_algo.empty())
+    checkpoint::write_text(work + "/hf_quant_config.json", recipes::hf_quant_config(plan.metadata).dump(4) + "\n");
+  if (const std::string index = plan.layout.index_json(); !index.empty()) checkpoint::write_text(work + "/model.safetensors.index.json", index);
+}
+
+checkpoint::Stats gather_statistics(parallel::Communicator& world, const checkpoint::Stats& mine) {
+  std::ostringstream text;  // name, then the bits of each value: exact
+  for (const auto& [name, values] : mine.arrays) {
+    text << name;
+    for (const float value : values) text << ' ' << std::bit_cast<uint32_t>(value);
+    text << '\n';
+  }
+  checkpoint::Stats all;
+  for (const std::string& part : world.gather_texts(text.str())) {
+    std::istringstream lines(part);
+    for (std::string line; std::getline(lines, line);) {
+      std::istringstream words(line);
+      std::string name;
+      words >> name;
+      for (uint32_t bits; words >> bits;) all.arrays[name].push_back(std::bit_cast<float>(bits));
+    }
+  }
+  return all;
+}
+
+std::vector<recipes::ScaleNote> parse_notes(const std::vector<std::string>& texts) {
+  std::vector<recipes::ScaleNote> notes;
+  for (const auto& text : texts) {
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) notes.push_back({line.substr(0, line.find('\t')), line.substr(line.find('\t') + 1)});
+  }
+  std::sort(notes.begin(), notes.end(), [](const auto& a, const auto& b) { return a.module < b.module; });
+  return notes;
+}
+
+Json hash_files(parallel::Communicator& world, const std::string& work) {
+  std::string mine;
+  world.together([&] {
+    const auto files = checkpoint::list_files(work);
+    for (size_t i = 0; i < files.size(); ++i)
+      if (static_cast<int>(i % static_cast<size_t>(world.size())) == world.rank() && files[i] != "ptq-runner/run.jsonl")
+        mine += checkpoint::sha256_file(work + "/" + files[i]) + " " + files[i] + "\n";
+  });
+  std::vector<std::pair<std::string, std::string>> sums;
+  for (const auto& text : world.gather_texts(mine)) {
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) sums.emplace_back(line.substr(65), line.substr(0, 64));
+  }
+  std::sort(sums.begin(), sums.end());
+  Json files = Json::object();
+  for (const auto& [name, sum] : sums) files[name] = sum;
+  return files;
+}
+
+void publish_output(const std::string& work, const recipes::Recipe& recipe) {
+  if (!checkpoint::exists(recipe.output_path)) {
+    checkpoint::publish(work, recipe.output_path);
+    return;
+  }
+  if (!recipe.overwrite) throw user_error("the output folder appeared while this run was working", recipe.output_path, "move it away and run again");
+  // The old output becomes the work folder in the same instant; then it goes.
+  if (::renameat2(AT_FDCWD, work.c_str(), AT_FDCWD, recipe.output_path.c_str(), RENAME_EXCHANGE) != 0) {
+    if (errno != EINVAL && errno != ENOSYS) throw errno_error("renameat2", recipe.output_path, errno);
+    checkpoint::remove_tree(recipe.output_path);  // a file system that cannot exchange
+    checkpoint::publish(work, recipe.output_path);
+    return;
+  }
+  checkpoint::remove_tree(work);
+}
+
+}  // namespace ptq::runner

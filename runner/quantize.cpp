@@ -1,0 +1,314 @@
+#include "runner/quantize.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "checkpoint/text_data.h"
+#include "kernels/core/thread_pool.h"
+#include "kernels/ops.h"
+#include "layers/tensor_slices.h"
+#include "runner/calibration.h"
+#include "runner/machine.h"
+#include "runner/publication.h"
+#include "runner/verify.h"
+
+namespace ptq::runner {
+
+namespace {
+
+using checkpoint::Json;
+using parallel::Communicator;
+using parallel::Range;
+
+recipes::Recipe read_recipe(Communicator& world, const QuantizeOptions& options) {
+  std::string text;
+  world.on_root([&] {
+    if (!checkpoint::exists(options.recipe_path))
+      throw user_error("there is no such recipe", options.recipe_path, "give the path of a recipe.yaml; ptq-runner --help lists the subcommands");
+    text = checkpoint::read_text(options.recipe_path);
+  });
+  auto bytes = static_cast<int64_t>(text.size());
+  world.broadcast(&bytes, sizeof(bytes), 0);
+  text.resize(static_cast<size_t>(bytes));
+  world.broadcast(text.data(), bytes, 0);
+  recipes::Recipe recipe;
+  world.together([&] { recipe = recipes::parse_recipe(text, options.recipe_path, options.overrides); });
+  return recipe;
+}
+
+parallel::MeshShape mesh_shape(const recipes::Recipe& recipe, int ranks) {
+  const int64_t each = recipe.tensor * recipe.pipeline;
+  if (ranks % each != 0)
+    throw user_error(fmt::format("tensor {} × pipeline {} = {} does not divide the {} rank(s) of this job", recipe.tensor, recipe.pipeline, each, ranks),
+                     recipe.where(recipe.tensor > 1 ? "parallel.tensor" : "parallel.pipeline"), "start a multiple of " + std::to_string(each) + " ranks");
+  return {static_cast<int>(ranks / each), static_cast<int>(recipe.pipeline), static_cast<int>(recipe.tensor)};
+}
+
+std::vector<std::vector<int32_t>> read_rows(const recipes::Recipe& recipe, const SourceModel& source) {
+  if (recipe.calibration_data.empty())
+    throw user_error("'calibration.data' is missing, but this format needs to see activations", recipe.file + "  calibration.data",
+                     "name a .jsonl, .txt or .safetensors file");
+  std::optional<checkpoint::Tokenizer> tokenizer;
+  const bool has_text = std::any_of(recipe.calibration_data.begin(), recipe.calibration_data.end(),
+                                    [](const std::string& file) { return file.size() < 12 || file.substr(file.size() - 12) != ".safetensors"; });
+  if (has_text && checkpoint::exists(source.reader->folder() + "/tokenizer.json")) tokenizer.emplace(checkpoint::Tokenizer::open(source.reader->folder()));
+  checkpoint::TextRequest request;
+  request.files = recipe.calibration_data;
+  request.samples = recipe.samples;
+  request.sequence_length = recipe.sequence_length;
+  request.pack = recipe.pack;
+  request.drop_short = recipe.drop_short;
+  if (source.eos_id >= 0) request.eos_id = static_cast<int32_t>(source.eos_id);
+  request.vocab_size = source.spec.vocab;
+  return checkpoint::load_rows(request, tokenizer ? &*tokenizer : nullptr);
+}
+
+std::string rows_fingerprint(const std::vector<std::vector<int32_t>>& rows) {
+  std::string bytes;
+  for (const auto& row : rows) {
+    bytes.append(reinterpret_cast<const char*>(row.data()), row.size() * sizeof(int32_t));
+    bytes += '\n';
+  }
+  return checkpoint::sha256_text(bytes);
+}
+
+/// Tensors outside the layers, cut in pieces of rows over all ranks, straight from the source to the output.
+void copy_rest(const SourceModel& source, const ExportPlan& plan, const parallel::Mesh& mesh, OutputStream& output) {
+  constexpr int64_t kPiece = int64_t{16} << 20;
+  std::vector<LoadUnit> units;
+  for (const std::string& name : plan.copied) {
+    const checkpoint::TensorEntry& entry = source.reader->at(name);
+    const int64_t rows = entry.shape.empty() ? 1 : entry.shape[0];
+    if (rows == 0 || entry.bytes == 0) continue;
+    const Range share = world_share(rows, mesh);
+    const int64_t step = std::max<int64_t>(1, kPiece / (entry.bytes / rows));
+    for (int64_t begin = share.begin; begin < share.end; begin += step) units.push_back({{&entry, {begin, std::min(share.end, begin + step)}}});
+  }
+  const std::vector<LoadUnit> pieces = units;
+  WeightLoader loader(*source.reader, std::move(units), 2 * kPiece);
+  mesh.world().together([&] {
+    for (const LoadUnit& piece : pieces) {
+      const Tensor rows = loader.take().front();
+      const checkpoint::TensorEntry& entry = *piece.front().tensor;
+      checked_amax(rows, entry.name, source.reader->folder() + "/" + entry.file);
+      output.push(entry.name, piece.front().rows.begin * rows.row_bytes(), rows);
+    }
+  });
+}
+
+/// Everything from the plan on: what fails here takes the work folder with it.
+class Job {
+ public:
+  Job(parallel::Session& session, const recipes::Recipe& recipe, RunLog& log) : world_(session.world()), session_(session), recipe_(recipe), log_(log) {}
+
+  /// False when the output was there already, complete, from the same recipe.
+  bool prepare();
+  void run();
+  void remove_work() const {
+    if (world_.rank() == 0 && owns_work_) checkpoint::remove_tree(work_);
+  }
+
+ private:
+  void calibrate_and_write(const parallel::Mesh& mesh);
+  void publish();
+  Json manifest() const;
+
+  Communicator& world_;
+  parallel::Session& session_;
+  const recipes::Recipe& recipe_;
+  RunLog& log_;
+  SourceModel source_;
+  ExportPlan plan_;
+  std::vector<std::vector<int32_t>> rows_;
+  parallel::MeshShape shape_;
+  std::string fingerprint_, data_fingerprint_, work_;
+  bool owns_work_ = false, forward_ = false;
+  checkpoint::Stats stats_;
+  std::vector<recipes::ScaleNote> notes_;
+  VerifyResult verified_;
+};
+
+bool Job::prepare() {
+  world_.together([&] {
+    shape_ = mesh_shape(recipe_, world_.size());
+    source_ = open_source(recipe_.model_path);
+    check_tensors(source_);
+    layers::check_tensor_ranks(source_.spec, recipe_.tensor);
+    const auto layers = static_cast<int64_t>(source_.spec.layers.size());
+    if (recipe_.pipeline > layers)
+      throw user_error(fmt::format("there are more pipeline ranks ({}) than layers ({})", recipe_.pipeline, layers), recipe_.where("parallel.pipeline"),
+                       "lower parallel.pipeline");
+    plan_ = plan_export(source_, recipe_);
+    forward_ = recipes::needs_calibration(plan_.decisions, recipe_);
+  });
+  log_.line(fmt::format("{}: {} with {} layers, {} in {} tensors", recipe_.model_path, source_.spec.family, source_.spec.layers.size(),
+                        human_bytes(static_cast<double>(source_.weight_bytes)), source_.reader->tensors().size()));
+  world_.together([&] {
+    if (forward_) rows_ = read_rows(recipe_, source_);
+  });
+  data_fingerprint_ = rows_fingerprint(rows_);
+  fingerprint_ = checkpoint::sha256_text(recipes::to_yaml(recipe_, false) + source_.fingerprint + data_fingerprint_ + "ptq-runner 0.1.0");
+  int64_t tokens = 0;
+  for (const auto& row : rows_) tokens += static_cast<int64_t>(row.size());
+  log_.event("plan", {{"family", source_.spec.family},
+                      {"layers", source_.spec.layers.size()},
+                      {"source_bytes", source_.weight_bytes},
+                      {"output_bytes", plan_.layout.tensor_bytes()},
+                      {"ranks", world_.size()},
+                      {"data", shape_.data},
+                      {"pipeline", shape_.pipeline},
+                      {"tensor", shape_.tensor},
+                      {"threads", num_threads()},
+                      {"matmul", kernels::to_string(kernels::matmul_kernel())},
+                      {"samples", rows_.size()},
+                      {"tokens", tokens}});
+  log_.line(fmt::format("{} rank(s): data {} × pipeline {} × tensor {}, {} thread(s) each, {} arithmetic{}", world_.size(), shape_.data, shape_.pipeline,
+                        shape_.tensor, num_threads(), kernels::to_string(kernels::matmul_kernel()),
+                        forward_ ? fmt::format("; {} samples, {} tokens", rows_.size(), tokens) : "; weights only, no calibration"));
+
+  int64_t complete = 0;
+  world_.on_root([&] { complete = check_output_folder(recipe_, fingerprint_) ? 1 : 0; });
+  world_.broadcast(&complete, sizeof(complete), 0);
+  if (complete) {
+    log_.line(recipe_.output_path + " is complete already, made from this very recipe: nothing to do");
+    return false;
+  }
+  return true;
+}
+
+void Job::run() {
+  work_ = recipe_.output_path + ".work";
+  world_.on_root([&] {
+    make_work_folder(work_, recipe_.output_path, plan_.layout.tensor_bytes());
+    owns_work_ = true;
+    checkpoint::ShardWriter::create(work_, plan_.layout);
+  });
+  log_.keep_in(work_ + "/ptq-runner/run.jsonl");
+  const parallel::Mesh mesh = parallel::Mesh::make(world_, shape_);
+  calibrate_and_write(mesh);
+  world_.on_root([&] { write_companions(work_, source_, plan_); });
+  log_.event("written", {{"peak_bytes", peak_resident_bytes()}});
+  if (recipe_.verify) {
+    verified_ = verify_export(work_, recipe_.model_path, &plan_.layout, world_);
+    log_.event("verified", {{"checks", verified_.checks}, {"failures", verified_.failures}});
+    if (!verified_.failures.empty()) {
+      for (const auto& failure : verified_.failures) log_.warning(failure);
+      throw parallel::AgreedError(Error(ErrorKind::kCheck, fmt::format("verification failed: {} ({} failures)", verified_.failures.front(), verified_.failures.size()),
+                                        recipe_.output_path, "the output was not kept; check the disk, then run again"));
+    }
+  }
+  publish();
+}
+
+void Job::calibrate_and_write(const parallel::Mesh& mesh) {
+  const Range mine = parallel::even_share(static_cast<int64_t>(rows_.size()), shape_.data, mesh.data_rank());
+  SweepOptions options;
+  options.forward = forward_;
+  options.operand = recipe_.compute == "fp32" ? DType::kF32 : DType::kBF16;
+  options.hidden = options.operand;
+  options.host_memory = recipe_.host_memory > 0 ? recipe_.host_memory : default_host_memory(session_.local_ranks());
+  options.scratch = recipe_.scratch.empty() ? work_ : recipe_.scratch;
+  Sweep sweep(source_.spec, *source_.reader, mesh, {rows_.begin() + mine.begin, rows_.begin() + mine.end}, mine.begin, options);
+
+  constexpr int64_t kQueue = int64_t{32} << 20;
+  OutputStream output(checkpoint::ShardWriter::open(work_, plan_.layout), kQueue);
+  Calibration calibration(source_, recipe_, plan_, mesh, output);
+  SweepProgress last;
+  sweep.run(calibration, [&](const SweepProgress& progress) {
+    const double layer_seconds = progress.seconds - last.seconds;
+    const double left = progress.seconds / static_cast<double>(progress.layers_done) * static_cast<double>(progress.layers - progress.layers_done);
+    log_.event("layer", {{"layer", progress.layers_done},
+                         {"layer_seconds", layer_seconds},
+                         {"forward_seconds", progress.forward_seconds - last.forward_seconds},
+                         {"read_wait_seconds", progress.wait_seconds - last.wait_seconds},
+                         {"bytes_read", progress.bytes_read - last.bytes_read},
+                         {"resident_bytes", resident_bytes()},
+                         {"peak_bytes", peak_resident_bytes()}});
+    const double layers_now = static_cast<double>(progress.layers_done - last.layers_done);
+    std::string text = human_bytes(static_cast<double>(progress.bytes_read - last.bytes_read) / std::max(layer_seconds, 1e-9)) + "/s";
+    if (forward_) text = fmt::format("{:.0f} tokens/s a layer, ", static_cast<double>(progress.tokens) * layers_now / std::max(layer_seconds, 1e-9)) + text;
+    log_.progress(progress.layers_done, progress.layers, fmt::format("{}, peak {}, {} left", text, human_bytes(static_cast<double>(peak_resident_bytes())), human_seconds(left)));
+    last = progress;
+  });
+  if (sweep.spilled()) log_.line("hidden states did not fit into memory.host and were spilled to " + options.scratch);
+  calibration.quantize_head(sweep);
+  log_.event("sweep", {{"seconds_total", last.seconds}, {"forward_seconds", last.forward_seconds}, {"read_wait_seconds", last.wait_seconds}});
+  copy_rest(source_, plan_, mesh, output);
+  output.finish();
+  world_.agree(output.error());
+
+  // Every stage's first data and tensor rank holds its layers' statistics; they are small, and the first rank writes them.
+  stats_ = gather_statistics(world_, mesh.stage().rank() == 0 ? calibration.statistics() : checkpoint::Stats{});
+  std::string notes;
+  if (mesh.stage().rank() == 0)
+    for (const auto& note : calibration.notes()) notes += note.module + "\t" + note.note + "\n";
+  notes_ = parse_notes(world_.gather_texts(notes));
+  for (const auto& note : notes_) log_.warning(note.module + ": " + note.note);
+  int64_t totals[3] = {source_.reader->bytes_read(), output.bytes_written(), 0};
+  world_.all_reduce_sum(std::span<int64_t>(totals));
+  log_.event("transferred", {{"bytes_read", totals[0]}, {"bytes_written", totals[1]}});
+}
+
+Json Job::manifest() const {
+  Json decisions = Json::object();
+  for (const auto& [module, decision] : plan_.decisions) decisions[module] = {{"format", recipes::info(decision.format).name}, {"reason", decision.reason}};
+  Json notes = Json::array();
+  for (const auto& note : notes_) notes.push_back({{"module", note.module}, {"note", note.note}});
+  return {{"program", "ptq-runner 0.1.0"},
+          {"fingerprint", fingerprint_},
+          {"source", {{"path", recipe_.model_path}, {"fingerprint", source_.fingerprint}}},
+          {"data", {{"files", recipe_.calibration_data}, {"rows", rows_.size()}, {"fingerprint", data_fingerprint_}}},
+          {"ranks", {{"data", shape_.data}, {"pipeline", shape_.pipeline}, {"tensor", shape_.tensor}}},
+          {"matmul", kernels::to_string(kernels::matmul_kernel())},
+          {"verified_checks", verified_.checks},
+          {"decisions", decisions},
+          {"notes", notes}};
+}
+
+void Job::publish() {
+  world_.on_root([&] {
+    checkpoint::write_text(work_ + "/ptq-runner/recipe.yaml", recipes::to_yaml(recipe_, true));
+    if (!stats_.arrays.empty()) {
+      stats_.attributes["source_fingerprint"] = source_.fingerprint;
+      stats_.attributes["data_fingerprint"] = data_fingerprint_;
+      stats_.attributes["program"] = "ptq-runner 0.1.0";
+      checkpoint::write_stats(work_ + "/ptq-runner/calibration.h5", stats_);
+    }
+  });
+  Json manifest_json = manifest();
+  manifest_json["files"] = hash_files(world_, work_);
+  world_.on_root([&] {
+    checkpoint::write_text(work_ + "/ptq-runner/manifest.json", manifest_json.dump(2) + "\n");
+    checkpoint::sync_tree(work_);
+    publish_output(work_, recipe_);
+  });
+  owns_work_ = false;
+  double bytes = 0;
+  for (const auto& shard : plan_.layout.shards()) bytes += static_cast<double>(shard.bytes);
+  log_.line("loads in:");
+  for (const auto& engine : recipes::engine_support(plan_.metadata, recipe_.output_path))
+    log_.line(engine.loads ? fmt::format("  {:<13} {}", engine.engine, engine.command) : fmt::format("  {:<13} no: {}", engine.engine, engine.reason));
+  log_.line(fmt::format("{}  {}, {:.2f}× smaller than the source, {:.2f} bits per weight, {}, {} in all", recipe_.output_path, human_bytes(bytes),
+                        static_cast<double>(source_.weight_bytes) / bytes, plan_.bits_per_weight,
+                        recipe_.verify ? fmt::format("{} checks passed", verified_.checks) : "not verified", human_seconds(log_.seconds())));
+}
+
+}  // namespace
+
+void quantize(parallel::Session& session, const QuantizeOptions& options) {
+  Communicator& world = session.world();
+  RunLog log(world.rank() == 0, options.verbosity);
+  const recipes::Recipe recipe = read_recipe(world, options);
+  Job job(session, recipe, log);
+  if (!job.prepare()) return;
+  try {
+    job.run();
+  } catch (const Error&) {
+    job.remove_work();
+    throw;
+  }
+}
+
+}  // namespace ptq::runner

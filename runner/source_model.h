@@ -1,0 +1,34 @@
+#pragma once
+// A checkpoint opened and understood: reader, config and spec, with every tensor of the spec checked against the files.
+
+#include <memory>
+#include <string>
+
+#include "checkpoint/files.h"
+#include "checkpoint/reader.h"
+#include "layers/model_spec.h"
+#include "recipes/formats.h"
+
+namespace ptq::runner {
+
+struct SourceModel {
+  std::unique_ptr<checkpoint::Reader> reader;
+  checkpoint::Json config;
+  layers::ModelSpec spec;
+  std::string fingerprint;  ///< SHA-256 over config.json and every tensor's name, dtype, shape and place
+  int64_t weight_bytes = 0;
+  int64_t eos_id = -1;  ///< config.json, else generation_config.json
+};
+
+/// Opens the folder and describes its model. Reads headers and JSON only. Throws user Errors (no such folder), data Errors (damaged or
+/// unsupported).
+SourceModel open_source(const std::string& path);
+
+/// Throws a data Error unless every tensor of the spec is there, with its shape and a floating-point dtype: for unquantized sources.
+void check_tensors(const SourceModel& source);
+
+/// The format a linear of an exported checkpoint is stored in, by its tensors; kNone if it is plain. Throws a data Error for layouts this
+/// version does not read.
+recipes::Format stored_format(const checkpoint::Reader& reader, const layers::LinearSpec& linear);
+
+}  // namespace ptq::runner

@@ -1,0 +1,163 @@
+#include "checkpoint/stats_file.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <thread>
+
+#include "checkpoint/files.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/temporary_folder.h"
+
+namespace ptq::checkpoint {
+namespace {
+
+using test::expect_error;
+
+Stats some_stats() {
+  Stats stats;
+  stats.arrays["model.layers.0.self_attn.q_proj/input_amax"] = {1.5f, 0.1f, -0.0f, 3e-42f};
+  stats.arrays["model.layers.0.self_attn.q_proj/deeper/count"] = {3};
+  stats.arrays["model.layers.10.mlp/none"] = {};
+  stats.arrays["top"] = {std::numeric_limits<float>::infinity(), std::nextafterf(1, 2)};
+  stats.attributes = {{"fingerprint", "0123abcd"}, {"version", "1"}, {"empty", ""}, {"utf8", "é 龥"}, {"long", std::string(100'000, 'x')}};
+  return stats;
+}
+
+TEST(StatsFile, ReadsBackWhatWasWritten) {
+  const test::TemporaryFolder folder;
+  const Stats stats = some_stats();
+
+  write_stats(folder / "stats.h5", stats);
+  const Stats read = read_stats(folder / "stats.h5");
+
+  EXPECT_EQ(read.arrays, stats.arrays);
+  EXPECT_EQ(read.attributes, stats.attributes);
+  EXPECT_TRUE(std::signbit(read.arrays.at("model.layers.0.self_attn.q_proj/input_amax")[2]));
+  EXPECT_EQ(list_files(folder.path()), (std::vector<std::string>{"stats.h5"})) << "the temporary file is left";
+}
+
+TEST(StatsFile, NothingAtAllIsAFileToo) {
+  const test::TemporaryFolder folder;
+
+  write_stats(folder / "stats.h5", {});
+
+  EXPECT_TRUE(read_stats(folder / "stats.h5").arrays.empty());
+  EXPECT_TRUE(read_stats(folder / "stats.h5").attributes.empty());
+}
+
+TEST(StatsFile, NotANumberKeepsItsBits) {
+  const test::TemporaryFolder folder;
+  Stats stats;
+  stats.arrays["nan"] = {std::numeric_limits<float>::quiet_NaN()};
+
+  write_stats(folder / "stats.h5", stats);
+
+  EXPECT_EQ(std::memcmp(read_stats(folder / "stats.h5").arrays["nan"].data(), stats.arrays["nan"].data(), 4), 0);
+}
+
+TEST(StatsFile, EqualStatisticsAreEqualBytesAtAnyTime) {
+  const test::TemporaryFolder folder;
+
+  write_stats(folder / "a.h5", some_stats());
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));  // HDF5's times have seconds
+  write_stats(folder / "b.h5", some_stats());
+
+  EXPECT_EQ(sha256_file(folder / "a.h5"), sha256_file(folder / "b.h5"));
+}
+
+TEST(StatsFile, AnOlderFileIsReplacedWhole) {
+  const test::TemporaryFolder folder;
+  Stats one;
+  one.arrays["x"] = {1};
+
+  write_stats(folder / "stats.h5", some_stats());
+  write_stats(folder / "stats.h5", one);
+
+  EXPECT_EQ(read_stats(folder / "stats.h5").arrays, one.arrays);
+}
+
+TEST(StatsFile, AFileThatCannotBeMadeIsASystemErrorWithHdf5sWords) {
+  const test::TemporaryFolder folder;
+
+  expect_error(ErrorKind::kSystem, "H5Fcreate: ", [&] { write_stats(folder / "absent/stats.h5", {}); });
+  expect_error(ErrorKind::kSystem, "No such file", [&] { write_stats(folder / "absent/stats.h5", {}); });
+  expect_error(ErrorKind::kSystem, "No such file", [&] { read_stats(folder / "absent.h5"); });
+}
+
+TEST(StatsFile, BadNamesAreBugs) {
+  const test::TemporaryFolder folder;
+  for (const std::string name : {"", "/a", "a/", "a//b", "./a", "a/./b"}) {
+    Stats stats;
+    stats.arrays[name] = {1};
+
+    expect_error(ErrorKind::kBug, "name of a statistic", [&] { write_stats(folder / "stats.h5", stats); });
+  }
+}
+
+TEST(StatsFile, OtherFilesAreDataErrors) {
+  const test::TemporaryFolder folder;
+  folder.write("text.h5", "these are no statistics");
+  folder.write("empty.h5", "");
+
+  expect_error(ErrorKind::kData, "not a sound statistics file", [&] { read_stats(folder / "text.h5"); });
+  expect_error(ErrorKind::kData, "not a sound statistics file", [&] { read_stats(folder / "empty.h5"); });
+  expect_error(ErrorKind::kData, "not a regular file", [&] { read_stats(folder.path()); });
+}
+
+TEST(StatsFile, ATruncatedFileIsADataError) {
+  const test::TemporaryFolder folder;
+  write_stats(folder / "stats.h5", some_stats());
+  const std::string bytes = read_text(folder / "stats.h5");
+
+  for (const size_t kept : {bytes.size() - 1, bytes.size() / 2, bytes.size() / 10, size_t{96}, size_t{8}}) {
+    folder.write("cut.h5", bytes.substr(0, kept));
+
+    expect_error(ErrorKind::kData, "not a sound statistics file", [&] { read_stats(folder / "cut.h5"); });
+  }
+}
+
+TEST(StatsFile, AChangedValueIsFoundByTheDigest) {
+  const test::TemporaryFolder folder;
+  Stats stats;
+  stats.arrays["x"] = {1234.5f};
+  write_stats(folder / "stats.h5", stats);
+  std::string bytes = read_text(folder / "stats.h5");
+  const float value = 1234.5f;
+  const size_t at = bytes.find(std::string(reinterpret_cast<const char*>(&value), 4));
+  ASSERT_NE(at, std::string::npos);
+
+  bytes[at] = static_cast<char>(bytes[at] ^ 1);
+  folder.write("stats.h5", bytes);
+
+  expect_error(ErrorKind::kData, "digest", [&] { read_stats(folder / "stats.h5"); });
+}
+
+TEST(StatsFile, AFlippedBitIsHarmlessOrADataError) {
+  const test::TemporaryFolder folder;
+  Stats stats = some_stats();
+  stats.attributes.erase("long");
+  write_stats(folder / "stats.h5", stats);
+  const std::string bytes = read_text(folder / "stats.h5");
+  std::mt19937 random(11);
+
+  for (int i = 0; i < 300; ++i) {
+    std::string damaged = bytes;
+    const size_t at = random() % bytes.size();
+    damaged[at] = static_cast<char>(damaged[at] ^ (1 << (random() % 8)));
+    folder.write("damaged.h5", damaged);
+    try {
+      const Stats read = read_stats(folder / "damaged.h5");
+      EXPECT_EQ(read.arrays, stats.arrays) << "byte " << at;
+      EXPECT_EQ(read.attributes, stats.attributes) << "byte " << at;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kData) << error.report();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ptq::checkpoint

@@ -1,0 +1,96 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/ops.h"
+#include "tests/support/reference_ops.h"
+#include "tests/unit/kernels/isa_guard.h"
+
+namespace ptq::kernels {
+namespace {
+
+using test::random_tensor, test::same_bits, test::tensor_of, test::values_of;
+
+TEST(SiluMul, IsAccurateToAFewUlpOverTheWholeRange) {
+  std::vector<float> gates;
+  for (float x = -80.0f; x <= 100.0f; x += 0.037f) gates.push_back(x);
+  const auto count = static_cast<int64_t>(gates.size());
+  const Tensor gate = tensor_of(gates, {1, count}), up = random_tensor({1, count}, DType::kF32, 1);
+
+  for (const cpu::Isa isa : test::available_isas()) {
+    const test::IsaGuard guard(isa);
+    Tensor out = Tensor::empty({1, count}, DType::kF32);
+    silu_mul(gate, up, out);
+    for (int64_t i = 0; i < count; ++i) {
+      const auto x = static_cast<double>(gates[static_cast<size_t>(i)]);
+      const double expected = x / (1.0 + std::exp(-x)) * static_cast<double>(up.data<float>()[i]);
+      ASSERT_NEAR(static_cast<double>(out.data<float>()[i]), expected, 5e-7 * std::fabs(expected) + 1e-37) << x;
+    }
+  }
+}
+
+TEST(SiluMul, EveryInstructionSetGivesTheSameBitsAlsoInBf16) {
+  const Tensor gate = random_tensor({33, 131}, DType::kF32, 2, 4.0f), up = random_tensor({33, 131}, DType::kF32, 3);
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    Tensor expected = Tensor::empty({33, 131}, dtype), out = Tensor::empty({33, 131}, dtype);
+    silu_mul(gate, up, expected);
+
+    for (const cpu::Isa isa : test::available_isas()) {
+      const test::IsaGuard guard(isa);
+      silu_mul(gate, up, out);
+      EXPECT_TRUE(same_bits(out, expected));
+    }
+  }
+}
+
+TEST(ReluSquared, SquaresThePositiveAndDropsTheRest) {
+  const Tensor x = tensor_of({-2.0f, -0.0f, 0.5f, 3.0f, 1.0f}, {1, 5});
+  Tensor out = Tensor::empty({1, 5}, DType::kBF16);
+
+  relu_squared(x, out);
+
+  EXPECT_EQ(values_of(out), (std::vector<float>{0.0f, 0.0f, 0.25f, 9.0f, 1.0f}));
+}
+
+TEST(AddInPlace, AddsElementByElement) {
+  Tensor x = tensor_of({1, 2, 3}, {1, 3});
+
+  add_in_place(x, tensor_of({10, 20, 30}, {1, 3}));
+
+  EXPECT_EQ(values_of(x), (std::vector<float>{11, 22, 33}));
+}
+
+TEST(Convert, RoundsToBf16ToNearestTiesToEvenAndKeepsNaN) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  // 1 + 2⁻⁸ is a tie between 1 and 1 + 2⁻⁷; 1 + 3·2⁻⁸ one between 1 + 2⁻⁷ and 1 + 2⁻⁶.
+  std::vector<float> values = {1.0f + 0x1p-8f, 1.0f + 0x1.8p-7f, -1.0f - 0x1p-8f, 1.0f + 0x1.02p-8f, -0.0f, inf, -inf, nan,
+                               0x1p-140f,      3.4e38f};
+  for (int i = 0; i < 30; ++i) values.push_back(static_cast<float>(i) * 1.01f);
+
+  for (const cpu::Isa isa : test::available_isas()) {
+    const test::IsaGuard guard(isa);
+    const auto count = static_cast<int64_t>(values.size());
+    Tensor out = Tensor::empty({1, count}, DType::kBF16);
+    convert(tensor_of(values, {1, count}), out);
+    for (int64_t i = 0; i < count; ++i) ASSERT_EQ(out.data<BF16>()[i].bits, to_bf16(values[static_cast<size_t>(i)]).bits) << i;
+    EXPECT_EQ(out.data<BF16>()[0].bits, 0x3f80);
+    EXPECT_EQ(out.data<BF16>()[1].bits, 0x3f82);
+    EXPECT_TRUE(std::isnan(to_float(out.data<BF16>()[7])));
+  }
+}
+
+TEST(Convert, ReadsEveryHalf) {
+  Tensor halves = Tensor::empty({1, 65536}, DType::kF16), out = Tensor::empty({1, 65536}, DType::kF32);
+  for (int64_t i = 0; i < 65536; ++i) halves.data<F16>()[i] = {static_cast<uint16_t>(i)};
+
+  for (const cpu::Isa isa : test::available_isas()) {
+    const test::IsaGuard guard(isa);
+    convert(halves, out);
+    for (int64_t i = 0; i < 65536; ++i)
+      ASSERT_EQ(std::bit_cast<uint32_t>(out.data<float>()[i]), std::bit_cast<uint32_t>(to_float(halves.data<F16>()[i]))) << i;
+  }
+}
+
+}  // namespace
+}  // namespace ptq::kernels

@@ -1,0 +1,102 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/ops.h"
+#include "tests/support/reference_ops.h"
+#include "tests/unit/kernels/isa_guard.h"
+
+namespace ptq::kernels {
+namespace {
+
+using test::random_tensor, test::relative_error, test::values_of;
+
+constexpr float kEps = 1e-5f;
+
+std::vector<double> rms_norm_in_f64(const Tensor& x, const Tensor& w, int64_t width) {
+  const std::vector<float> xs = values_of(x), ws = values_of(w);
+  std::vector<double> out(xs.size());
+  for (size_t row = 0; row < xs.size() / static_cast<size_t>(width); ++row) {
+    const float* const in = xs.data() + row * static_cast<size_t>(width);
+    double squares = 0;
+    for (int64_t c = 0; c < width; ++c) squares += static_cast<double>(in[c]) * static_cast<double>(in[c]);
+    for (int64_t c = 0; c < width; ++c)
+      out[row * static_cast<size_t>(width) + static_cast<size_t>(c)] =
+          static_cast<double>(ws[static_cast<size_t>(c)]) * static_cast<double>(in[c]) /
+          std::sqrt(squares / static_cast<double>(width) + static_cast<double>(kEps));
+  }
+  return out;
+}
+
+TEST(RmsNorm, AgreesWithF64OnOddWidths) {
+  for (const int64_t width : {1, 17, 32, 130, 1000}) {
+    const Tensor x = random_tensor({33, width}, DType::kF32, 1, 3.0f), w = random_tensor({width}, DType::kBF16, 2);
+    Tensor out = Tensor::empty({33, width}, DType::kF32);
+
+    rms_norm(x, w, kEps, out);
+
+    EXPECT_LT(relative_error(out, rms_norm_in_f64(x, w, width)), 5e-7) << width;
+  }
+}
+
+TEST(RmsNorm, RoundsOnceToBf16) {
+  const Tensor x = random_tensor({5, 77}, DType::kF32, 3), w = random_tensor({77}, DType::kF32, 4);
+  Tensor wide = Tensor::empty({5, 77}, DType::kF32), narrow = Tensor::empty({5, 77}, DType::kBF16);
+
+  rms_norm(x, w, kEps, wide);
+  rms_norm(x, w, kEps, narrow);
+
+  for (int64_t i = 0; i < wide.numel(); ++i) ASSERT_EQ(narrow.data<BF16>()[i].bits, to_bf16(wide.data<float>()[i]).bits);
+}
+
+TEST(RmsNorm, EveryInstructionSetAndThreadCountGivesTheSameBits) {
+  const Tensor x = random_tensor({33, 130}, DType::kF32, 5), w = random_tensor({130}, DType::kF16, 6);
+  Tensor expected = Tensor::empty({33, 130}, DType::kF32), out = Tensor::empty({33, 130}, DType::kF32);
+  rms_norm(x, w, kEps, expected);
+
+  for (const cpu::Isa isa : test::available_isas()) {
+    const test::IsaGuard isa_guard(isa);
+    const test::ThreadsGuard threads_guard(2);
+    rms_norm(x, w, kEps, out);
+    EXPECT_TRUE(test::same_bits(out, expected)) << static_cast<int>(isa);
+  }
+}
+
+TEST(HeadRmsNorm, NormsEveryHeadByItself) {
+  Tensor x = random_tensor({7, 3 * 24}, DType::kF32, 7);
+  const Tensor w = random_tensor({24}, DType::kBF16, 8);
+  const std::vector<double> expected = rms_norm_in_f64(x, w, 24);
+
+  head_rms_norm(x, w, 24, kEps);
+
+  EXPECT_LT(relative_error(x, expected), 5e-7);
+}
+
+TEST(LayerNorm1p, AgreesWithF64AndSubtractsALargeMean) {
+  for (const int64_t width : {1, 31, 64, 333}) {
+    Tensor x = random_tensor({9, width}, DType::kF32, 9);
+    for (int64_t i = 0; i < x.numel(); ++i) x.data<float>()[i] += 50.0f;
+    const Tensor w = random_tensor({width}, DType::kBF16, 10), bias = random_tensor({width}, DType::kF32, 11);
+    const std::vector<float> xs = values_of(x), ws = values_of(w), bs = values_of(bias);
+    std::vector<double> expected(xs.size());
+    const auto columns = static_cast<size_t>(width);
+    for (size_t row = 0; row < 9; ++row) {
+      double mean = 0, variance = 0;
+      for (size_t c = 0; c < columns; ++c) mean += static_cast<double>(xs[row * columns + c]) / static_cast<double>(width);
+      for (size_t c = 0; c < columns; ++c)
+        variance += std::pow(static_cast<double>(xs[row * columns + c]) - mean, 2) / static_cast<double>(width);
+      for (size_t c = 0; c < columns; ++c)
+        expected[row * columns + c] = (static_cast<double>(xs[row * columns + c]) - mean) /
+                                          std::sqrt(variance + static_cast<double>(kEps)) * (1.0 + static_cast<double>(ws[c])) +
+                                      static_cast<double>(bs[c]);
+    }
+    Tensor out = Tensor::empty({9, width}, DType::kF32);
+
+    layer_norm_1p(x, w, bias, kEps, out);
+
+    EXPECT_LT(relative_error(out, expected), 4e-6) << width;  // the mean of 50 is rounded by 2⁻²⁴ · 50
+  }
+}
+
+}  // namespace
+}  // namespace ptq::kernels
