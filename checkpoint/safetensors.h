@@ -10,7 +10,7 @@
 namespace ptq::checkpoint {
 
 struct SafetensorsHeader {
-  int64_t data_begin = 0;            ///< 8 + header length
+  int64_t data_begin = 0;  ///< 8 + header length
   int64_t file_bytes = 0;
   std::vector<TensorEntry> tensors;  ///< by ascending offset; `offset` is absolute in the file
   std::map<std::string, std::string> metadata;

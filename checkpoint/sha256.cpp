@@ -45,18 +45,20 @@ std::string Sha256::hex() {
   return text;
 }
 
-std::string sha256_file(const std::string& path) {
+std::string sha256_from(const std::string& path, int64_t offset) {
   const Fd fd = open_file(path, O_RDONLY);
   ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_SEQUENTIAL);
   Sha256 digest = Sha256::open();
   std::vector<char> chunk(static_cast<size_t>(kChunkBytes));
-  for (int64_t offset = 0;;) {
+  for (;;) {
     const int64_t got = read_at(fd.get(), path, offset, chunk.data(), kChunkBytes);
     digest.update(chunk.data(), static_cast<size_t>(got));
     offset += got;
     if (got < kChunkBytes) return digest.hex();
   }
 }
+
+std::string sha256_file(const std::string& path) { return sha256_from(path, 0); }
 
 std::string sha256_text(const std::string& text) {
   Sha256 digest = Sha256::open();

@@ -4,6 +4,7 @@
 #include <openssl/evp.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 #include "kernels/core/unique_handle.h"
@@ -28,5 +29,8 @@ class Sha256 {
   Sha256() = default;
   UniqueHandle<DigestTraits> context_;
 };
+
+/// Hex SHA-256 of a file's bytes from `offset` to its end, streamed. Throws a system Error naming call and path.
+std::string sha256_from(const std::string& path, int64_t offset);
 
 }  // namespace ptq::checkpoint

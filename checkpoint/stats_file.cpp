@@ -3,9 +3,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <mutex>
 #include <set>
 
@@ -17,7 +17,9 @@
 namespace ptq::checkpoint {
 
 namespace {
-constexpr const char* kDigest = "content_sha256";
+/// HDF5 leaves the first bytes of a file to its user if asked: a power of two, 512 at least. They hold a digest of all that follows,
+/// because the library crashes on some damaged files: what has not the digest it was written with never reaches it.
+constexpr size_t kSealBytes = 512;
 
 /// HDF5's serial library has global state, and the writer thread may save while the main thread reads.
 std::mutex& hdf_mutex() {
@@ -25,24 +27,12 @@ std::mutex& hdf_mutex() {
   return mutex;
 }
 
-/// A digest over names and values, in the maps' order, each with its length so that no two contents spell the same bytes.
-std::string digest_of(const Stats& stats) {
-  Sha256 digest = Sha256::open();
-  const auto add = [&](const void* data, size_t bytes) {
-    const uint64_t length = bytes;
-    digest.update(&length, sizeof length);
-    digest.update(data, bytes);
-  };
-  for (const auto& [name, values] : stats.arrays) {
-    add(name.data(), name.size());
-    add(values.data(), values.size() * sizeof(float));
-  }
-  for (const auto& [name, text] : stats.attributes) {
-    if (name == kDigest) continue;
-    add(name.data(), name.size());
-    add(text.data(), text.size());
-  }
-  return digest.hex();
+/// What the first bytes of a sound file are.
+std::string seal_of(const std::string& path) {
+  std::string seal = "ptq-runner statistics in HDF5; SHA-256 of everything from byte 512 on: ";
+  seal.append(sha256_from(path, kSealBytes)).append("\n");
+  seal.resize(kSealBytes, '\0');
+  return seal;
 }
 
 /// Calls HDF5 for one file and turns what fails into Errors of one kind.
@@ -127,9 +117,7 @@ void write_content(const Hdf& hdf, hid_t file, const Stats& stats) {
     const char* words = text.c_str();
     hdf.check(H5Awrite(attribute.get(), type.get(), &words) >= 0, "H5Awrite");
   };
-  for (const auto& [name, text] : stats.attributes)
-    if (name != kDigest) put(name, text);
-  put(kDigest, digest_of(stats));
+  for (const auto& [name, text] : stats.attributes) put(name, text);
 }
 
 /// Collects the names of all links below the root, or of all attributes. Nothing may be thrown through HDF5's frames.
@@ -179,21 +167,29 @@ void write_stats(const std::string& path, const Stats& stats) {
     const Hdf hdf(temporary, ErrorKind::kSystem);
     const auto access = access_without_locks(hdf);
     const auto properties = timeless(hdf, H5P_FILE_CREATE);
+    hdf.check(H5Pset_userblock(properties.get(), kSealBytes) >= 0, "H5Pset_userblock");
     auto file = hdf.own<HdfFile>(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, properties.get(), access.get()), "H5Fcreate");
     write_content(hdf, file.get(), stats);
     // Closing writes what is still buffered: unlike an owner's quiet close, a failure here must be heard.
     hdf.check(H5Fflush(file.get(), H5F_SCOPE_GLOBAL) >= 0, "H5Fflush");
     hdf.check(H5Fclose(file.release()) >= 0, "H5Fclose");
   }
-  sync_file(open_file(temporary, O_RDONLY).get(), temporary);
+  const Fd fd = open_file(temporary, O_WRONLY);
+  const std::string seal = seal_of(temporary);
+  write_at(fd.get(), temporary, 0, seal.data(), kSealBytes);
+  sync_file(fd.get(), temporary);
   if (::rename(temporary.c_str(), path.c_str()) != 0) throw errno_error("rename to " + path, temporary, errno);
   sync_folder(parent_folder(path));
 }
 
 Stats read_stats(const std::string& path) {
   const std::lock_guard lock(hdf_mutex());
-  const int64_t file_bytes = regular_file_bytes(open_file(path, O_RDONLY | O_NONBLOCK).get(), path);
   const Hdf hdf(path, ErrorKind::kData);
+  const Fd fd = open_file(path, O_RDONLY | O_NONBLOCK);
+  const int64_t file_bytes = regular_file_bytes(fd.get(), path);
+  std::string seal(kSealBytes, '\0');
+  if (read_at(fd.get(), path, 0, seal.data(), kSealBytes) != static_cast<int64_t>(kSealBytes) || seal != seal_of(path))
+    hdf.fail("its content does not agree with the digest at its beginning");
   const auto access = access_without_locks(hdf);
   const auto file = hdf.own<HdfFile>(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get()), "H5Fopen");
 
@@ -211,11 +207,6 @@ Stats read_stats(const std::string& path) {
   hsize_t next = 0;
   hdf.check(H5Aiterate2(file.get(), H5_INDEX_NAME, H5_ITER_INC, &next, collect_attribute, &attributes) >= 0, "H5Aiterate2");
   for (const std::string& name : attributes) stats.attributes[name] = read_attribute(hdf, file.get(), name);
-
-  const auto digest = stats.attributes.find(kDigest);
-  if (digest == stats.attributes.end()) hdf.fail("it has no digest");
-  if (digest->second != digest_of(stats)) hdf.fail("its content does not agree with its digest");
-  stats.attributes.erase(digest);
   return stats;
 }
 

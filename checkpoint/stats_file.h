@@ -18,7 +18,7 @@ struct Stats {
 /// statistics make the same bytes. Names are not empty, have no empty part, no part "." and no NUL, and no array is also a group.
 /// Throws a system Error with HDF5's words.
 void write_stats(const std::string& path, const Stats& stats);
-/// Checks the digest write_stats left in the file, so that damage HDF5 cannot see is met too.
+/// Checks the digest write_stats put before the HDF5 part first: no change of a single bit goes unnoticed.
 /// Throws a system Error for a file that cannot be opened, a data Error for one that is no statistics file or is damaged.
 Stats read_stats(const std::string& path);
 

@@ -57,6 +57,8 @@ class Replace : public NormalizerStep {
     replaced.reserve(piece.text.size() + matches.size() * content_.size());
     size_t done = 0;
     for (const auto& match : matches) {
+      // Hugging Face's library inserts there differently at the start of a text: not a rule to follow.
+      if (match.begin == match.end) throw data_error("a Replace normalizer of tokenizer.json matches the empty text between characters");
       replaced.append(piece.text, done, match.begin - done);
       replaced += content_;
       done = match.end;

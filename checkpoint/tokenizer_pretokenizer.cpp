@@ -122,7 +122,7 @@ class Metaspace : public PreTokenizerStep {
     });
     if (!splits_) return;
     cut_all(text, DelimiterBehavior::kMergedWithNext, /*is_inverted=*/false, [&](std::string_view piece, auto& matches) {
-      for (size_t at = piece.find(replacement_); at != piece.npos; at = piece.find(replacement_, at + replacement_.size()))
+      for (size_t at = piece.find(replacement_); at != std::string_view::npos; at = piece.find(replacement_, at + replacement_.size()))
         matches.push_back({at, at + replacement_.size()});
     });
   }
@@ -176,6 +176,7 @@ void parse_steps(const TokenizerJson& part, int depth, std::vector<std::unique_p
     steps.push_back(std::make_unique<ByteLevel>(part["add_prefix_space"].boolean_or(true), std::move(words)));
   } else if (type == "Metaspace") {
     // "first" asks for the piece at the start of the original text; once characters were put in, several pieces may come from there.
+    // (Left over: a normalizer that makes several characters of the first one, which an earlier step then cuts apart.)
     const bool is_first = part["prepend_scheme"].value() == "first";
     if (is_first && std::any_of(steps.begin(), steps.end(), [](const auto& step) { return step->inserts_characters(); }))
       throw part["prepend_scheme"].error("the scheme 'first' is not supported after ByteLevel or another Metaspace");

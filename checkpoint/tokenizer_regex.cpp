@@ -64,14 +64,14 @@ struct TokenizerRegex::Compiled {
   std::string literal;  ///< what to look for where the pattern is a plain string
 };
 
-TokenizerRegex TokenizerRegex::compile(std::string_view text, const TokenizerJson& part) {
-  const std::string pattern = translate_pattern(text, part);
+TokenizerRegex TokenizerRegex::compile(std::string_view pattern, const TokenizerJson& part) {
+  const std::string translated = translate_pattern(pattern, part);
   int error = 0;
   PCRE2_SIZE position = 0;
   auto compiled = std::make_shared<Compiled>();
-  compiled->pattern = text;
+  compiled->pattern = pattern;
   // In Oniguruma ^ and $ match at every line.
-  compiled->code = UniqueHandle<CodeTraits>(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+  compiled->code = UniqueHandle<CodeTraits>(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
                                                           PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &position, nullptr));
   if (!compiled->code) throw part.error("regular expression: " + pcre_message(error));
   // Where the processor or its policy allows no JIT, the interpreter finds the same matches.

@@ -65,6 +65,7 @@ RopeSpec read_rope(const Config& config, int64_t head_dim, double default_partia
 }
 
 std::vector<float> inverse_frequencies(const RopeSpec& rope) {
+  if (!rope.frequencies.empty()) return rope.frequencies;
   const auto half = static_cast<size_t>(rope.rotary_dim / 2);
   const auto width = static_cast<double>(rope.rotary_dim);
   std::vector<float> frequencies(half);

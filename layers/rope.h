@@ -20,6 +20,7 @@ struct RopeSpec {
   double beta_fast = 32.0, beta_slow = 1.0;                             // yarn
   double mscale = 0.0, mscale_all_dim = 0.0, attention_factor = 0.0;    // yarn; 0: not given
   bool truncate = true;                                                 // yarn
+  std::vector<float> frequencies;  ///< not empty: used as they are, whatever the type says
 };
 
 /// Reads rope_parameters, else rope_scaling + top-level keys. `head_dim` times partial_rotary_factor is the rotary width.

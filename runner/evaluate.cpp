@@ -181,6 +181,7 @@ void evaluate(parallel::Session& session, const EvaluateOptions& options) {
     return;
   }
   if (!options.reference.empty()) {
+    settings.fp32 = options.fp32 || options.reference_fp32;
     open(reference, options.reference);
     if (reference->vocab() != model->vocab())
       throw parallel::AgreedError(user_error("model and reference have different vocabularies", options.reference, "compare a model with its own source"));

@@ -26,7 +26,7 @@ constexpr const char* kVersion = "ptq-runner 0.1.0";
 struct Arguments {
   runner::QuantizeOptions quantize;
   runner::EvaluateOptions evaluate;
-  std::string inspect_path, tokenize_model, verify_folder, verify_source, verify_engine, device = "auto", compute = "bf16";
+  std::string inspect_path, tokenize_model, verify_folder, verify_source, verify_engine, device = "auto", compute = "bf16", reference_compute;
   bool json = false, no_special = false, quiet = false, verbose = false;
   int threads = 0;
 };
@@ -59,6 +59,8 @@ void describe(CLI::App& app, Arguments& arguments) {
   evaluate->add_option("--samples", options.samples, "documents to read (default: all)")->check(CLI::NonNegativeNumber);
   evaluate->add_option("--sequence-length", options.sequence_length, "tokens of each document")->check(CLI::PositiveNumber)->capture_default_str();
   evaluate->add_option("--compute", arguments.compute, "bf16 or fp32")->check(CLI::IsMember({"bf16", "fp32"}))->capture_default_str();
+  evaluate->add_option("--reference-compute", arguments.reference_compute, "the same for the reference (default: as --compute)")
+      ->check(CLI::IsMember({"bf16", "fp32"}));
   evaluate->add_flag("--weights-only", options.weights_only, "leave activations and KV cache unquantized");
   evaluate->add_option("--input-ids", options.input_ids, "safetensors with input_ids [B, T], instead of --text");
   evaluate->add_option("--logits", options.logits, "safetensors to write: logits F32 [B, T, V]");
@@ -127,6 +129,7 @@ void dispatch(parallel::Session& session, CLI::App& app, Arguments& arguments) {
   const auto verbosity = arguments.quiet ? runner::Verbosity::kQuiet : arguments.verbose ? runner::Verbosity::kVerbose : runner::Verbosity::kNormal;
   arguments.quantize.verbosity = arguments.evaluate.verbosity = verbosity;
   arguments.evaluate.fp32 = arguments.compute == "fp32";
+  arguments.evaluate.reference_fp32 = arguments.reference_compute == "fp32";
   parallel::Communicator& world = session.world();
   if (command == "run") {
     set_up_compute(session, arguments);

@@ -192,7 +192,7 @@ void Job::run() {
   log_.event("written", {{"peak_bytes", peak_resident_bytes()}});
   if (recipe_.verify) {
     verified_ = verify_export(work_, recipe_.model_path, &plan_.layout, world_);
-    log_.event("verified", {{"checks", verified_.checks}, {"failures", verified_.failures}});
+    log_.event("verified", {{"checks", verified_.checks}, {"failures", verified_.failures}, {"peak_bytes", peak_resident_bytes()}});
     if (!verified_.failures.empty()) {
       for (const auto& failure : verified_.failures) log_.warning(failure);
       throw parallel::AgreedError(Error(ErrorKind::kCheck, fmt::format("verification failed: {} ({} failures)", verified_.failures.front(), verified_.failures.size()),
@@ -212,7 +212,7 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
   options.scratch = recipe_.scratch.empty() ? work_ : recipe_.scratch;
   Sweep sweep(source_.spec, *source_.reader, mesh, {rows_.begin() + mine.begin, rows_.begin() + mine.end}, mine.begin, options);
 
-  constexpr int64_t kQueue = int64_t{32} << 20;
+  constexpr int64_t kQueue = int64_t{16} << 20;
   OutputStream output(checkpoint::ShardWriter::open(work_, plan_.layout), kQueue);
   Calibration calibration(source_, recipe_, plan_, mesh, output);
   SweepProgress last;

@@ -21,7 +21,7 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
 }
 
 /// Codes and pieces that may wait for the writer; the sweep leaves this much room for them.
-constexpr int64_t kWriterRoom = int64_t{32} << 20;
+constexpr int64_t kWriterRoom = int64_t{16} << 20;
 
 int64_t dim0(const checkpoint::TensorEntry& entry) { return entry.shape.empty() ? 1 : entry.shape[0]; }
 

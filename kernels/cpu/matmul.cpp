@@ -15,7 +15,7 @@ namespace ptq::kernels::cpu {
 
 namespace {
 
-constexpr int64_t kTileOutputs = 256;  // times kPanelDepth: what stays in L2 while tokens stream by
+constexpr int64_t kTileOutputs = 512;  // times kPanelDepth: what stays in L2 while tokens stream by
 
 const PanelKernels& panel_kernels_of(MatmulKernel kernel) {
   switch (kernel) {
@@ -124,6 +124,9 @@ void compute_tile(const Product& product, const float* bias, int64_t t0, int64_t
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t o = o0 + p * width;
         const float* const panel = w_panels + p * panel_floats;
+        // The next tile starts by reading its part of y, one far row after the other: nothing else would have it ready.
+        for (int row = 0; row < rows && p + 1 < panels; ++row)
+          for (int64_t line = 0; line < width; line += 16) __builtin_prefetch(y + row * product.outputs + o + width + line, 1);
         if (o + width <= o1)
           kernels.tile(rows, x_panel, panel, steps, y + o, product.outputs, c == 0);
         else

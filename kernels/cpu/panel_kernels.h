@@ -7,8 +7,9 @@
 
 namespace ptq::kernels::cpu {
 
-/// Depth (c, or pairs of c for bf16 pairs) that one packed panel covers: 512 x 256 outputs x 4 bytes is half of a 1 MiB L2.
-constexpr int64_t kPanelDepth = 512;
+/// Depth (c, or pairs of c for bf16 pairs) that one packed panel covers. A panel of 32 outputs and the tokens of a tile, 46 KiB, then fit
+/// the first-level cache, and 512 outputs of it half of a 1 MiB second-level cache.
+constexpr int64_t kPanelDepth = 256;
 /// Row stride of x_panel in 4-byte units. The pad keeps rows off each other's cache sets.
 constexpr int64_t kXStride = kPanelDepth + 16;
 /// No tile has more outputs or tokens than this.

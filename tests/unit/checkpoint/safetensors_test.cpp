@@ -1,7 +1,6 @@
 #include "checkpoint/safetensors.h"
 
 #include <gtest/gtest.h>
-
 #include <sys/stat.h>
 
 #include "checkpoint/files.h"

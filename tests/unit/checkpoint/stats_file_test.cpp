@@ -136,7 +136,7 @@ TEST(StatsFile, AChangedValueIsFoundByTheDigest) {
   expect_error(ErrorKind::kData, "digest", [&] { read_stats(folder / "stats.h5"); });
 }
 
-TEST(StatsFile, AFlippedBitIsHarmlessOrADataError) {
+TEST(StatsFile, AFlippedBitAnywhereIsADataError) {
   const test::TemporaryFolder folder;
   Stats stats = some_stats();
   stats.attributes.erase("long");
@@ -149,13 +149,8 @@ TEST(StatsFile, AFlippedBitIsHarmlessOrADataError) {
     const size_t at = random() % bytes.size();
     damaged[at] = static_cast<char>(damaged[at] ^ (1 << (random() % 8)));
     folder.write("damaged.h5", damaged);
-    try {
-      const Stats read = read_stats(folder / "damaged.h5");
-      EXPECT_EQ(read.arrays, stats.arrays) << "byte " << at;
-      EXPECT_EQ(read.attributes, stats.attributes) << "byte " << at;
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), ErrorKind::kData) << error.report();
-    }
+
+    expect_error(ErrorKind::kData, "digest", [&] { read_stats(folder / "damaged.h5"); });
   }
 }
 

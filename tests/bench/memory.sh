@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Peak memory against depth: the same width at 8, 32 and 128 layers, 64 × 512 tokens, one rank, memory.host = 3 layers + hidden states.
+# It must not grow with the number of layers.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+bin=$PWD/build/cpu/bin
+work=${PTQ_BENCH_FOLDER:-$PWD/build/bench}/memory
+mkdir -p "$work"
+# hidden 1024, intermediate 4096: 15.2 M weights a layer in bf16; 64 × 512 × 1024 bf16 hidden states.
+layer=$((2 * (2 * 1024 * 1024 + 2 * 256 * 1024 + 3 * 4096 * 1024)))
+hidden=$((64 * 512 * 1024 * 2))
+first=
+for layers in ${PTQ_BENCH_LAYERS:-8 32 128}; do
+    "$bin/make_model" "$work/model" 1024 $layers 4096 16 4 64 4096 64 512 >/dev/null
+    cat >"$work/recipe.yaml" <<END
+model: {path: $work/model}
+calibration: {data: $work/model/data.safetensors, samples: 64, sequence_length: 512, pack: false}
+quantization: {preset: fp8}
+memory: {host: $((3 * layer + hidden))}
+output: {path: $work/output, overwrite: true}
+END
+    rm -rf "$work/output"
+    "$bin/ptq-runner" "$work/recipe.yaml" --quiet
+    peak=$(sed -n 's/.*"phase":"verified".*"peak_bytes":\([0-9]*\).*/\1/p' "$work/output/ptq-runner/run.jsonl")
+    first=${first:-$peak}
+    awk -v l=$layers -v p="$peak" -v f="$first" -v b=$((3 * layer + hidden)) 'BEGIN {
+        printf "%4d layers: peak RSS %7.1f MiB, %.3f x that of 8 layers (budget %.1f MiB)\n", l, p / 2^20, p / f, b / 2^20 }'
+    rm -rf "$work/model" "$work/output"
+done
+echo "bar: at most 1.100 x at 128 layers"
