@@ -26,7 +26,7 @@ void expect_rows_are_slices(const std::string& folder) {
     const int64_t begin = entry.rows() / 3, end = entry.rows() - entry.rows() / 4;
     std::vector<std::byte> rows(static_cast<size_t>((end - begin) * entry.row_bytes()));
     reader->read_rows(entry, begin, end, rows.data());
-    EXPECT_EQ(std::memcmp(rows.data(), whole.raw() + begin * entry.row_bytes(), rows.size()), 0) << name;
+    EXPECT_TRUE(std::equal(rows.begin(), rows.end(), whole.raw() + begin * entry.row_bytes())) << name;
     bytes += entry.bytes + static_cast<int64_t>(rows.size());
   }
   EXPECT_EQ(reader->bytes_read(), bytes);
