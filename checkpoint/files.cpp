@@ -144,6 +144,17 @@ void publish(const std::string& work, const std::string& output) {
   sync_folder(parent_folder(output));
 }
 
+void publish_over(const std::string& work, const std::string& output) {
+  if (::renameat2(AT_FDCWD, work.c_str(), AT_FDCWD, output.c_str(), RENAME_EXCHANGE) != 0) {
+    if (errno != EINVAL && errno != ENOSYS) throw errno_error("renameat2", output, errno);
+    remove_tree(output);  // a file system that cannot exchange
+    publish(work, output);
+    return;
+  }
+  sync_folder(parent_folder(output));
+  remove_tree(work);
+}
+
 std::vector<std::string> list_files(const std::string& folder) {
   std::vector<std::string> names;
   walk(folder, [&](const fs::directory_entry& entry) {

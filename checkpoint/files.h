@@ -28,6 +28,8 @@ void remove_tree(const std::string& path);
 void sync_tree(const std::string& folder);
 /// Renames `work` to `output` and fsyncs the parent: the moment the output appears. `output` must not exist, not even as an empty folder.
 void publish(const std::string& work, const std::string& output);
+/// The same over an `output` that is there: both change places in one instant (where the file system can), then the old one is removed.
+void publish_over(const std::string& work, const std::string& output);
 /// Hex SHA-256 of a file, streamed.
 std::string sha256_file(const std::string& path);
 std::string sha256_text(const std::string& text);

@@ -155,8 +155,10 @@ void dispatch(parallel::Session& session, CLI::App& app, Arguments& arguments) {
 
 int main(int argc, char** argv) {
   // Large buffers go back to the system when they are freed: the peak is what the plan says, not what the heap has kept.
-  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+  // One arena: tensors are made by one thread and freed by another, which would leave holes in many.
+  mallopt(M_MMAP_THRESHOLD, 1 << 16);
   mallopt(M_TRIM_THRESHOLD, 1 << 20);
+  mallopt(M_ARENA_MAX, 1);
 
   std::vector<std::string> words(argv + 1, argv + argc);
   CLI::App app{"Quantizes large language model checkpoints, streamed and sharded over MPI ranks.", "ptq-runner"};

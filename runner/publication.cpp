@@ -1,12 +1,7 @@
 #include "runner/publication.h"
 
-#include <fcntl.h>
-#include <stdio.h>
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <filesystem>
 #include <optional>
 #include <sstream>
@@ -38,6 +33,12 @@ std::string parent_of(const std::string& path) {
 
 bool check_output_folder(const recipes::Recipe& recipe, const std::string& fingerprint) {
   const std::string& output = recipe.output_path;
+  // Replacing an output must never replace what it is made from, or a folder that holds it.
+  const std::string source = std::filesystem::weakly_canonical(recipe.model_path).string() + "/";
+  const std::string target = std::filesystem::weakly_canonical(output).string() + "/";
+  if (source.rfind(target, 0) == 0 || target.rfind(source, 0) == 0)
+    throw user_error("the output folder and the source lie in each other", recipe.where("output.path") + " = " + output,
+                     "choose an output.path outside of model.path");
   if (!checkpoint::exists(output)) return false;
   const auto made_by = complete_fingerprint(output);
   if (made_by == fingerprint) return true;
@@ -135,14 +136,7 @@ void publish_output(const std::string& work, const recipes::Recipe& recipe) {
     return;
   }
   if (!recipe.overwrite) throw user_error("the output folder appeared while this run was working", recipe.output_path, "move it away and run again");
-  // The old output becomes the work folder in the same instant; then it goes.
-  if (::renameat2(AT_FDCWD, work.c_str(), AT_FDCWD, recipe.output_path.c_str(), RENAME_EXCHANGE) != 0) {
-    if (errno != EINVAL && errno != ENOSYS) throw errno_error("renameat2", recipe.output_path, errno);
-    checkpoint::remove_tree(recipe.output_path);  // a file system that cannot exchange
-    checkpoint::publish(work, recipe.output_path);
-    return;
-  }
-  checkpoint::remove_tree(work);
+  checkpoint::publish_over(work, recipe.output_path);
 }
 
 }  // namespace ptq::runner

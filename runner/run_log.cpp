@@ -19,7 +19,7 @@ void RunLog::keep_in(const std::string& path) {
   pending_.clear();
 }
 
-void RunLog::event(const std::string& phase, nlohmann::ordered_json fields) {
+void RunLog::event(const std::string& phase, const nlohmann::ordered_json& fields) {
   if (!speaks_) return;
   nlohmann::ordered_json event{{"phase", phase}, {"seconds", std::round(seconds() * 1000) / 1000}};
   event.update(fields);

@@ -18,7 +18,7 @@ class RunLog {
   /// From now on events also go to this file, those so far first.
   void keep_in(const std::string& path);
   /// One JSON object per line, with "seconds" since the start added.
-  void event(const std::string& phase, nlohmann::ordered_json fields = nlohmann::ordered_json::object());
+  void event(const std::string& phase, const nlohmann::ordered_json& fields = nlohmann::ordered_json::object());
   /// A line for the user.
   void line(const std::string& text);
   void detail(const std::string& text);   ///< only with --verbose

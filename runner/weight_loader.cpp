@@ -84,7 +84,7 @@ std::vector<Tensor> WeightLoader::take() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return !ready_.empty(); });
   waited_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  if (error_ && ready_.size() == 1) throw *error_;
+  if (error_ && ready_.size() == 1) throw Error(*error_);
   std::vector<Tensor> tensors = std::move(ready_.front());
   ready_.pop_front();
   for (const Tensor& tensor : tensors) ready_bytes_ -= tensor.bytes();
