@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ptq::recipes {
@@ -47,9 +48,11 @@ struct Recipe {
   bool verify = true;
   bool report = true;
 
-  /// Where a key was written, for errors: "recipe.yaml:14 quantization.format".
+  /// Where a key was written, for errors: "recipe.yaml:14  quantization.format" or "command line  quantization.format".
   std::string where(const std::string& key) const;
+  bool is_overridden(const std::string& key) const;
   std::vector<std::pair<std::string, int>> lines;  ///< dotted key -> line, for keys that were written
+  std::vector<std::string> overridden;             ///< dotted keys set on the command line
 };
 
 /// Reads a recipe's text. `overrides` are "dotted.key=value", values YAML. Throws a user Error for anything that is not a recipe: YAML

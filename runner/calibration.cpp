@@ -14,6 +14,13 @@ Tensor scalar(float value) {
   return tensor;
 }
 
+/// Input groups are numbered by what they feed, so a layer with few linears may have a number above their count.
+size_t group_count(const layers::LayerSpec& layer) {
+  int last = -1;
+  for (const auto& linear : layer.linears) last = std::max(last, linear.input_group);
+  return static_cast<size_t>(last + 1);
+}
+
 bool is_float(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16 || dtype == DType::kF32; }
 
 }  // namespace
@@ -52,7 +59,7 @@ void Calibration::window_done(const std::vector<LayerTensors>& layers) {
     const auto& amax = weight_amax_.at(tensors.layer->index);
     merged.insert(merged.end(), amax.begin(), amax.end());
     const auto seen = observer_.maxima().find(tensors.layer->index);
-    for (size_t group = 0; group < amax.size(); ++group) {
+    for (size_t group = 0; group < group_count(*tensors.layer); ++group) {
       float value = -1;
       if (seen != observer_.maxima().end())
         if (const auto at = seen->second.input_amax.find(static_cast<int>(group)); at != seen->second.input_amax.end()) value = at->second;
@@ -66,14 +73,14 @@ void Calibration::window_done(const std::vector<LayerTensors>& layers) {
   size_t at = 0;
   for (const auto& tensors : layers) {
     const layers::LayerSpec& layer = *tensors.layer;
-    const size_t linears = layer.linears.size();
+    const size_t linears = layer.linears.size(), groups = group_count(layer);
     recipes::LayerStatistics statistics;
     statistics.weight_amax.assign(merged.begin() + static_cast<int64_t>(at), merged.begin() + static_cast<int64_t>(at + linears));
-    for (size_t group = 0; group < linears; ++group)
+    for (size_t group = 0; group < groups; ++group)
       if (merged[at + linears + group] >= 0) statistics.input_amax[static_cast<int>(group)] = merged[at + linears + group];
-    statistics.key_amax = merged[at + 2 * linears];
-    statistics.value_amax = merged[at + 2 * linears + 1];
-    at += 2 * linears + 2;
+    statistics.key_amax = merged[at + linears + groups];
+    statistics.value_amax = merged[at + linears + groups + 1];
+    at += linears + groups + 2;
     weight_amax_.erase(layer.index);
 
     const auto scales = recipes::minmax_scales(layer, plan_.decisions, statistics, notes_);

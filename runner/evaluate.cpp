@@ -170,7 +170,11 @@ void evaluate(parallel::Session& session, const EvaluateOptions& options) {
   std::optional<EvaluatedModel> model, reference;
   const auto open = [&](std::optional<EvaluatedModel>& slot, const std::string& folder) {
     SourceModel source;
-    world.together([&] { source = EvaluatedModel::open(folder); });
+    world.together([&] {
+      source = EvaluatedModel::open(folder);
+      if (model && source.spec.vocab != model->vocab())
+        throw user_error("model and reference have different vocabularies", folder, "compare a model with its own source");
+    });
     slot.emplace(std::move(source), mesh, mine, share.begin, settings);
     slot->load_head();
   };
@@ -183,8 +187,6 @@ void evaluate(parallel::Session& session, const EvaluateOptions& options) {
   if (!options.reference.empty()) {
     settings.fp32 = options.fp32 || options.reference_fp32;
     open(reference, options.reference);
-    if (reference->vocab() != model->vocab())
-      throw parallel::AgreedError(user_error("model and reference have different vocabularies", options.reference, "compare a model with its own source"));
   }
   std::vector<RowScore> scores(mine.size());
   for (int64_t m = 0; m < model->micro_batches(); ++m)

@@ -19,7 +19,7 @@ void inspect(const std::string& path, bool json) {
     bytes_by_dtype[std::string(dtype_name(entry.dtype))] += entry.bytes;
     files.insert(entry.file);
   }
-  int64_t parameters = model.vocab * model.hidden * (model.tied ? 1 : 2), attention = 0, kv_heads = 0;
+  int64_t parameters = model.vocab * model.hidden * (model.tied ? 1 : 2) + model.hidden * (model.final_norm.kind == layers::NormSpec::Kind::kLayerNorm1p ? 2 : 1), attention = 0, kv_heads = 0;
   for (const auto& layer : model.layers) {
     for (const auto& tensor : layer.tensors) parameters += element_count(tensor.shape);
     for (const auto& linear : layer.linears) linears_by_format[recipes::info(stored_format(*source.reader, linear)).name] += 1;

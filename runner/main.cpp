@@ -151,6 +151,14 @@ void dispatch(parallel::Session& session, CLI::App& app, Arguments& arguments) {
   }
 }
 
+/// An error that only this rank knows of: the others may be waiting for it, so it ends them all.
+int leave_alone(parallel::Session& session, const Error& error) {
+  const bool alone = session.world().size() == 1;
+  fmt::print(stderr, "{}{}\n", alone ? "" : fmt::format("rank {}: ", session.world().rank()), error.report());
+  if (!alone) session.abort(error.exit_code());
+  return error.exit_code();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -187,14 +195,9 @@ int main(int argc, char** argv) {
       if (speaks) fmt::print(stderr, "{}\n", error.report());
       return error.exit_code();
     } catch (const Error& error) {
-      const std::string rank = session.world().size() > 1 ? fmt::format("rank {}: ", session.world().rank()) : "";
-      fmt::print(stderr, "{}{}\n", rank, error.report());
-      if (session.world().size() > 1) session.abort(error.exit_code());
-      return error.exit_code();
+      return leave_alone(session, error);
     } catch (const std::exception& error) {
-      fmt::print(stderr, "{}\n", bug(error.what()).report());
-      if (session.world().size() > 1) session.abort(static_cast<int>(ErrorKind::kBug));
-      return static_cast<int>(ErrorKind::kBug);
+      return leave_alone(session, bug(error.what()));
     }
   } catch (const Error& error) {
     fmt::print(stderr, "{}\n", error.report());

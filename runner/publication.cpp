@@ -1,7 +1,10 @@
 #include "runner/publication.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <filesystem>
 #include <optional>
 #include <sstream>
@@ -22,6 +25,16 @@ std::optional<std::string> complete_fingerprint(const std::string& folder) {
   } catch (const Error&) {
     return std::nullopt;
   }
+}
+
+constexpr const char* kLock = "/ptq-runner/lock";
+
+/// An open-file-description lock: the kernel drops it with the process, however that ends. False when another process holds it.
+bool take_lock(int fd) {
+  struct flock range {};
+  range.l_type = F_WRLCK;
+  range.l_whence = SEEK_SET;
+  return ::fcntl(fd, F_OFD_SETLK, &range) == 0 || (errno != EAGAIN && errno != EACCES);  // a file system without locks does not stop a run
 }
 
 std::string parent_of(const std::string& path) {
@@ -48,11 +61,14 @@ bool check_output_folder(const recipes::Recipe& recipe, const std::string& finge
   return false;
 }
 
-void make_work_folder(const std::string& work, const std::string& output, int64_t tensor_bytes) {
+checkpoint::Fd make_work_folder(const std::string& work, const std::string& output, int64_t tensor_bytes) {
   checkpoint::make_folder(parent_of(output));
   if (checkpoint::exists(work)) {
     if (!checkpoint::exists(work + "/ptq-runner"))
       throw user_error("there is a folder in the place of the work folder that this program did not make", work, "move it away");
+    const checkpoint::Fd lock(::open((work + kLock).c_str(), O_RDWR | O_CLOEXEC));
+    if (lock && !take_lock(lock.get()))
+      throw user_error("another run is writing this output", work, "wait for it, or choose another output.path");
     checkpoint::remove_tree(work);
   }
   if (const int64_t free = checkpoint::free_bytes(parent_of(output)); free < tensor_bytes)
@@ -60,6 +76,10 @@ void make_work_folder(const std::string& work, const std::string& output, int64_
                            human_bytes(static_cast<double>(free)) + " are free",
                        parent_of(output), "free disk space or choose another output.path");
   checkpoint::make_folder(work + "/ptq-runner");
+  checkpoint::Fd lock(::open((work + kLock).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  if (!lock) throw errno_error("open", work + kLock, errno);
+  take_lock(lock.get());
+  return lock;
 }
 
 void write_companions(const std::string& work, const SourceModel& source, const ExportPlan& plan) {
@@ -116,7 +136,8 @@ Json hash_files(parallel::Communicator& world, const std::string& work) {
   world.together([&] {
     const auto files = checkpoint::list_files(work);
     for (size_t i = 0; i < files.size(); ++i)
-      if (static_cast<int>(i % static_cast<size_t>(world.size())) == world.rank() && files[i] != "ptq-runner/run.jsonl")
+      if (static_cast<int>(i % static_cast<size_t>(world.size())) == world.rank() && files[i] != "ptq-runner/run.jsonl" &&
+          files[i] != "ptq-runner/manifest.json" && "/" + files[i] != kLock)
         mine += checkpoint::sha256_file(work + "/" + files[i]) + " " + files[i] + "\n";
   });
   std::vector<std::pair<std::string, std::string>> sums;
@@ -131,6 +152,8 @@ Json hash_files(parallel::Communicator& world, const std::string& work) {
 }
 
 void publish_output(const std::string& work, const recipes::Recipe& recipe) {
+  std::filesystem::remove(work + kLock);
+  checkpoint::sync_tree(work);
   if (!checkpoint::exists(recipe.output_path)) {
     checkpoint::publish(work, recipe.output_path);
     return;

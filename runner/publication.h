@@ -16,9 +16,10 @@ namespace ptq::runner {
 /// output.overwrite is not set.
 bool check_output_folder(const recipes::Recipe& recipe, const std::string& fingerprint);
 
-/// Makes an empty work folder with ptq-runner/ inside; a work folder that a killed run left is emptied. Throws a user Error when `work`
-/// is something else, a system Error when it cannot be made or the disk has less than `tensor_bytes` free.
-void make_work_folder(const std::string& work, const std::string& output, int64_t tensor_bytes);
+/// Makes an empty work folder with ptq-runner/ inside; a work folder that a killed run left is emptied. Returns its lock, held as long as
+/// the descriptor is open. Throws a user Error when a running job holds it or `work` is something else, a system Error when it cannot be
+/// made or the disk has less than `tensor_bytes` free.
+checkpoint::Fd make_work_folder(const std::string& work, const std::string& output, int64_t tensor_bytes);
 
 /// config.json, hf_quant_config.json, the index, generation_config.json and every other file of the source that is not weights.
 void write_companions(const std::string& work, const SourceModel& source, const ExportPlan& plan);
@@ -28,10 +29,10 @@ checkpoint::Stats gather_statistics(parallel::Communicator& world, const checkpo
 /// Lines "module\tnote" of all ranks, sorted.
 std::vector<recipes::ScaleNote> parse_notes(const std::vector<std::string>& texts);
 
-/// {file: SHA-256} of every file below `work` but run.jsonl, hashed by all ranks. Collective.
+/// {file: SHA-256} of every file below `work` but run.jsonl, the lock and the manifest itself, hashed by all ranks. Collective.
 checkpoint::Json hash_files(parallel::Communicator& world, const std::string& work);
 
-/// The output appears: one rename, or one exchange with an older output that recipe.overwrite gives up.
+/// The output appears, everything in it on disk before: one rename, or one exchange with an older output that recipe.overwrite gives up.
 void publish_output(const std::string& work, const recipes::Recipe& recipe);
 
 }  // namespace ptq::runner

@@ -125,6 +125,7 @@ class Job {
   parallel::MeshShape shape_;
   std::string fingerprint_, data_fingerprint_, work_;
   bool owns_work_ = false, forward_ = false;
+  checkpoint::Fd lock_;  ///< of the work folder, on rank 0
   checkpoint::Stats stats_;
   std::vector<recipes::ScaleNote> notes_;
   VerifyResult verified_;
@@ -181,7 +182,7 @@ bool Job::prepare() {
 void Job::run() {
   work_ = recipe_.output_path + ".work";
   world_.on_root([&] {
-    make_work_folder(work_, recipe_.output_path, plan_.layout.tensor_bytes());
+    lock_ = make_work_folder(work_, recipe_.output_path, plan_.layout.tensor_bytes());
     owns_work_ = true;
     checkpoint::ShardWriter::create(work_, plan_.layout);
   });
@@ -281,7 +282,6 @@ void Job::publish() {
   manifest_json["files"] = hash_files(world_, work_);
   world_.on_root([&] {
     checkpoint::write_text(work_ + "/ptq-runner/manifest.json", manifest_json.dump(2) + "\n");
-    checkpoint::sync_tree(work_);
     publish_output(work_, recipe_);
   });
   owns_work_ = false;

@@ -15,7 +15,7 @@ struct SourceModel {
   std::unique_ptr<checkpoint::Reader> reader;
   checkpoint::Json config;
   layers::ModelSpec spec;
-  std::string fingerprint;  ///< SHA-256 over config.json and every tensor's name, dtype, shape and place
+  std::string fingerprint;  ///< SHA-256 over config.json, every tensor's name, dtype, shape and place, the files' sizes and times
   int64_t weight_bytes = 0;
   int64_t eos_id = -1;  ///< config.json, else generation_config.json
 };

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "recipes/export_metadata.h"
+#include "runner/publication.h"
 #include "runner/source_model.h"
 
 namespace ptq::runner {
@@ -210,6 +211,26 @@ void judge_share(const std::string& folder, const std::string& source, const che
   if (!source.empty()) check_copies(exported, *checkpoint::open_checkpoint(source), encoded, ranks, rank, judge);
 }
 
+/// The files of a finished output against the sums in its manifest. Collective.
+void check_sums(const std::string& folder, parallel::Communicator& world, Judge& judge) {
+  const std::string path = folder + "/ptq-runner/manifest.json";
+  int64_t finished = checkpoint::exists(path) ? 1 : 0;
+  world.all_reduce_max(std::span<int64_t>(&finished, 1));
+  if (!finished) return;
+  const Json files = hash_files(world, folder);
+  if (world.rank() != 0) return;
+  Json listed = Json::object();
+  try {
+    listed = checkpoint::read_json(path).at("files");
+  } catch (const std::exception& error) {
+    judge.claim(false, std::string("ptq-runner/manifest.json cannot be read: ") + error.what());
+    return;
+  }
+  for (const auto& [name, sum] : listed.items())
+    judge.claim(files.value(name, "") == sum.get<std::string>(), name + (files.contains(name) ? " is not the file whose SHA-256 the manifest keeps" : " is missing"));
+  for (const auto& [name, sum] : files.items()) judge.claim(listed.contains(name), name + " is not in the manifest");
+}
+
 }  // namespace
 
 VerifyResult verify_export(const std::string& folder, const std::string& source, const checkpoint::OutputLayout* expected,
@@ -220,8 +241,9 @@ VerifyResult verify_export(const std::string& folder, const std::string& source,
     judge_share(folder, source, expected, world.size(), world.rank(), judge);
   } catch (const Error& error) {
     // What cannot even be read has failed verification; the reader's own words say why.
-    mine.failures.push_back(error.what());
+    mine.failures.emplace_back(error.what());
   }
+  check_sums(folder, world, judge);
   std::string text;
   for (const auto& failure : mine.failures) text += failure + "\n";
   VerifyResult all;

@@ -8,7 +8,8 @@ namespace {
 
 int64_t positive(const Config& config, const std::string& key) {
   const int64_t value = config.integer(key);
-  if (value <= 0) throw config.error(key, "is " + std::to_string(value) + ", which is not positive");
+  constexpr int64_t kMost = int64_t{1} << 31;
+  if (value <= 0 || value > kMost) throw config.error(key, "is " + std::to_string(value) + ", which cannot be");
   return value;
 }
 
@@ -77,13 +78,17 @@ DenseDecoder read_dense_decoder(const Config& config, const std::string& family)
   const int64_t hidden = positive(config, "hidden_size");
   if (!config.has("head_dim") && hidden % decoder.heads != 0)
     throw config.error("hidden_size", "is not a multiple of num_attention_heads, and there is no head_dim");
-  decoder.head_dim = config.integer_or("head_dim", hidden / decoder.heads);
+  decoder.head_dim = config.has("head_dim") ? positive(config, "head_dim") : hidden / decoder.heads;
   decoder.eps = static_cast<float>(config.number_or("rms_norm_eps", 1e-6));
+  if (!(decoder.eps > 0)) throw config.error("rms_norm_eps", "is not positive");
   decoder.rope = read_rope(config, decoder.head_dim);
   DenseLayer layer;
   layer.kv_heads = config.integer_or("num_key_value_heads", decoder.heads);
   layer.intermediate = config.integer_or("intermediate_size", 0);
-  decoder.layers.assign(static_cast<size_t>(positive(config, "num_hidden_layers")), layer);
+  constexpr int64_t kMostLayers = 10'000;
+  const int64_t layers = positive(config, "num_hidden_layers");
+  if (layers > kMostLayers) throw config.error("num_hidden_layers", "is " + std::to_string(layers) + ", more than any model has");
+  decoder.layers.assign(static_cast<size_t>(layers), layer);
   return decoder;
 }
 

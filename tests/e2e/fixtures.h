@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <iostream>
+
 #include <string>
 #include <vector>
 
@@ -17,8 +20,8 @@ inline std::string shipped_llama() { return std::string(PTQ_SOURCE_DIR) + "/test
 inline std::string shipped_text() { return std::string(PTQ_SOURCE_DIR) + "/tests/fixtures/selfgen.jsonl"; }
 
 /// model.path, calibration.data, samples, sequence_length and preset; the rest by key=value.
-inline std::string recipe_text(const std::string& model, const std::string& data, const std::string& output, int samples = 8, int length = 128,
-                               const std::string& preset = "nvfp4") {
+inline std::string recipe_text(const std::string& model, const std::string& data, const std::string& output, int samples = 8,
+                               int length = 128, const std::string& preset = "nvfp4") {
   return "model: {path: " + model + "}\ncalibration: {data: " + data + ", samples: " + std::to_string(samples) +
          ", sequence_length: " + std::to_string(length) + "}\nquantization: {preset: " + preset + "}\noutput: {path: " + output + "}\n";
 }

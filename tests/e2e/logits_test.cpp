@@ -10,8 +10,8 @@ namespace ptq::test {
 namespace {
 
 /// Runs evaluate on input_ids and returns the logits of the last `positions` tokens of each row, [B * positions, V].
-std::vector<double> last_logits(const std::string& model, const StoredTensor& ids, const std::string& compute, int64_t positions, int ranks = 1,
-                                std::string* file = nullptr) {
+std::vector<double> last_logits(const std::string& model, const StoredTensor& ids, const std::string& compute, int64_t positions,
+                                int ranks = 1, std::string* file = nullptr) {
   const TemporaryFolder folder;
   write_tensors(folder / "ids.safetensors", {{"input_ids", ids}});
   const ProgramResult result = run_program({"evaluate", "--model", model, "--input-ids", folder / "ids.safetensors", "--logits",

@@ -41,7 +41,8 @@ class ModelOpt : public ::testing::Test {
     theirs_folder_ = folder_ / "llama-NVFP4_DEFAULT_CFG";
     ours_folder_ = folder_ / "ours";
     model_ = shared + "/fixtures/models/llama";
-    const std::string recipe = folder_.write("recipe.yaml", recipe_text(model_, shared + "/fixtures/text/calib.jsonl", ours_folder_, 128, 512));
+    const std::string recipe =
+        folder_.write("recipe.yaml", recipe_text(model_, shared + "/fixtures/text/calib.jsonl", ours_folder_, 128, 512));
     const ProgramResult quantized = run_program({recipe, "calibration.pack=false", "calibration.drop_short=true"});
     ASSERT_EQ(quantized.exit_code, 0) << quantized.report();
     theirs_ = read_tensors(theirs_folder_);
@@ -67,7 +68,8 @@ TEST_F(ModelOpt, HasTheSameTensorsAsOurs) {
 TEST_F(ModelOpt, HasTheSameMetadataAsOurs) {
   const Json theirs = read_json_file(theirs_folder_ + "/config.json"), ours = read_json_file(ours_folder_ + "/config.json");
   EXPECT_EQ(without_our_words(ours.at("quantization_config")), theirs.at("quantization_config"));
-  EXPECT_EQ(without_our_words(read_json_file(ours_folder_ + "/hf_quant_config.json")), read_json_file(theirs_folder_ + "/hf_quant_config.json"));
+  EXPECT_EQ(without_our_words(read_json_file(ours_folder_ + "/hf_quant_config.json")),
+            read_json_file(theirs_folder_ + "/hf_quant_config.json"));
 }
 
 TEST_F(ModelOpt, HasTheSameWeightScalesAndCodesAsOurs) {
@@ -87,10 +89,11 @@ TEST_F(ModelOpt, HasTheSameWeightScalesAndCodesAsOurs) {
     EXPECT_EQ(ours_.at(name).scalar(), static_cast<float>(amax) / 2688.0f) << name;
     EXPECT_LE(distance_in_ulps(ours_.at(name).scalar(), tensor.scalar()), 1) << name;
     EXPECT_TRUE(ours_.at(module + ".weight_scale") == theirs_.at(module + ".weight_scale")) << module << ".weight_scale";
-    if (ours_.at(name) == tensor)
+    if (ours_.at(name) == tensor) {
       EXPECT_TRUE(ours_.at(module + ".weight") == theirs_.at(module + ".weight")) << module << ".weight";
-    else
+    } else {
       ++rounded_elsewhere;
+    }
   }
   EXPECT_EQ(scales, 42);
   std::cout << rounded_elsewhere << " of " << scales << " weight_scale_2 differ in the last place\n";
@@ -109,8 +112,11 @@ TEST_F(ModelOpt, SawActivationsLikeOurs) {
 }
 
 TEST_F(ModelOpt, CopiesTheSameBytesAsOurs) {
-  for (const auto& [name, tensor] : theirs_)
-    if (tensor.dtype == "BF16") EXPECT_TRUE(ours_.at(name) == tensor) << name;
+  for (const auto& [name, tensor] : theirs_) {
+    if (tensor.dtype == "BF16") {
+      EXPECT_TRUE(ours_.at(name) == tensor) << name;
+    }
+  }
 }
 
 }  // namespace

@@ -7,7 +7,6 @@
 namespace ptq::test {
 namespace {
 
-
 void expect_fixture_perplexity(const std::string& model, const std::string& text) {
   const Json fixture = read_json_file(model + "/fixture.json");
   const Json result = evaluate({"--model", model, "--text", text, "--compute", "fp32"});
@@ -26,14 +25,14 @@ void expect_bf16_near_fp32(const std::string& model, const std::string& text) {
   std::cout << "KL(fp32 || bf16) = " << result.at("kl") << ", same top-1 " << result.value("top1_agreement", 0.0) << "\n";
 }
 
-#define PTQ_PERPLEXITY_TESTS(Name, folder)                                                                    \
-  TEST(Perplexity, Of##Name##IsThatOfTransformers) {                                                          \
-    PTQ_NEEDS_SHARED(shared);                                                                                 \
-    expect_fixture_perplexity(shared + "/fixtures/models/" folder, shared + "/fixtures/text/eval.jsonl");     \
-  }                                                                                                           \
-  TEST(Perplexity, Of##Name##InBf16IsNearFp32) {                                                              \
-    PTQ_NEEDS_SHARED(shared);                                                                                 \
-    expect_bf16_near_fp32(shared + "/fixtures/models/" folder, shared + "/fixtures/text/eval.jsonl");         \
+#define PTQ_PERPLEXITY_TESTS(Name, folder)                                                                \
+  TEST(Perplexity, Of##Name##IsThatOfTransformers) {                                                      \
+    PTQ_NEEDS_SHARED(shared);                                                                             \
+    expect_fixture_perplexity(shared + "/fixtures/models/" folder, shared + "/fixtures/text/eval.jsonl"); \
+  }                                                                                                       \
+  TEST(Perplexity, Of##Name##InBf16IsNearFp32) {                                                          \
+    PTQ_NEEDS_SHARED(shared);                                                                             \
+    expect_bf16_near_fp32(shared + "/fixtures/models/" folder, shared + "/fixtures/text/eval.jsonl");     \
   }
 
 PTQ_PERPLEXITY_TESTS(Llama, "llama")
@@ -43,8 +42,8 @@ PTQ_PERPLEXITY_TESTS(NemotronNas, "nemotron-nas")
 TEST(Perplexity, OfTheShippedLlamaInBf16IsNearFp32) { expect_bf16_near_fp32(shipped_llama(), shipped_text()); }
 
 TEST(Perplexity, IsPrintedAlikeByOneAndThreeRanks) {
-  const std::vector<std::string> arguments{"evaluate", "--model",  shipped_llama(), "--reference", shipped_llama(),
-                                           "--text",   shipped_text(), "--reference-compute", "fp32", "--json"};
+  const std::vector<std::string> arguments{"evaluate", "--model",      shipped_llama(),       "--reference", shipped_llama(),
+                                           "--text",   shipped_text(), "--reference-compute", "fp32",        "--json"};
 
   const ProgramResult one = run_program(arguments), three = run_program(arguments, {.ranks = 3});
 

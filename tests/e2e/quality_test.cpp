@@ -18,7 +18,8 @@ TEST_P(Quality, IsThatOfModelOpt) {
   const Bar bar = GetParam();
   const TemporaryFolder folder;
   const std::string model = shared + "/fixtures/models/" + bar.model, output = folder / "out";
-  const std::string recipe = folder.write("recipe.yaml", recipe_text(model, shared + "/fixtures/text/calib.jsonl", output, 128, 512, bar.preset));
+  const std::string recipe =
+      folder.write("recipe.yaml", recipe_text(model, shared + "/fixtures/text/calib.jsonl", output, 128, 512, bar.preset));
   expect_success(run_program({recipe, "calibration.pack=false", "calibration.drop_short=true"}));
 
   const Json result =
@@ -27,8 +28,8 @@ TEST_P(Quality, IsThatOfModelOpt) {
   const double kl = result.at("kl");
   EXPECT_LE(kl, 1.03 * bar.modelopt_kl);
   RecordProperty("kl", std::to_string(kl));
-  std::cout << bar.model << " " << bar.preset << ": KL " << kl << " (ModelOpt " << bar.modelopt_kl << "), perplexity " << result.at("perplexity")
-            << " (unquantized " << result.value("reference_perplexity", 0.0) << ")\n";
+  std::cout << bar.model << " " << bar.preset << ": KL " << kl << " (ModelOpt " << bar.modelopt_kl << "), perplexity "
+            << result.at("perplexity") << " (unquantized " << result.value("reference_perplexity", 0.0) << ")\n";
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Quality,

@@ -33,7 +33,7 @@ TEST(MeshGroups, HoldTheRanksOfTheirAxisInOrder) {
 
     const Mesh mesh = Mesh::make(world(), shape);
 
-    const auto place = [&](int d, int p, int t) { return static_cast<int64_t>((d * shape.pipeline + p) * shape.tensor + t); };
+    const auto place = [&](int d, int p, int t) { return (int64_t{d} * shape.pipeline + p) * shape.tensor + t; };
     const int d = mesh.data_rank(), p = mesh.pipeline_rank(), t = mesh.tensor_rank();
     EXPECT_EQ(place(d, p, t), world().rank());
     std::vector<int64_t> data, pipeline, tensor, stage;

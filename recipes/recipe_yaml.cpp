@@ -1,0 +1,89 @@
+// A recipe as text: written back as YAML, sizes read, misspelt words matched.
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "kernels/core/error.h"
+#include "recipes/recipe.h"
+
+namespace ptq::recipes {
+
+std::string to_yaml(const Recipe& recipe, bool all) {
+  YAML::Emitter out;
+  out << YAML::BeginMap;
+  out << YAML::Key << "model" << YAML::Value << YAML::BeginMap << YAML::Key << "path" << YAML::Value << recipe.model_path << YAML::EndMap;
+  out << YAML::Key << "calibration" << YAML::Value << YAML::BeginMap;
+  out << YAML::Key << "data" << YAML::Value << YAML::Flow << recipe.calibration_data;
+  out << YAML::Key << "samples" << YAML::Value << recipe.samples << YAML::Key << "sequence_length" << YAML::Value << recipe.sequence_length;
+  out << YAML::Key << "pack" << YAML::Value << recipe.pack << YAML::Key << "drop_short" << YAML::Value << recipe.drop_short;
+  out << YAML::Key << "seed" << YAML::Value << recipe.seed << YAML::EndMap;
+  out << YAML::Key << "quantization" << YAML::Value << YAML::BeginMap;
+  out << YAML::Key << "format" << YAML::Value << recipe.format << YAML::Key << "method" << YAML::Value << recipe.method;
+  out << YAML::Key << "kv_cache" << YAML::Value << recipe.kv_cache << YAML::Key << "ignore" << YAML::Value << YAML::Flow << recipe.ignore;
+  out << YAML::Key << "rules" << YAML::Value << YAML::BeginSeq;
+  for (const Rule& rule : recipe.rules)
+    out << YAML::Flow << YAML::BeginMap << YAML::Key << "match" << YAML::Value << YAML::DoubleQuoted << rule.match << YAML::Key << "format"
+        << YAML::Value << rule.format << YAML::EndMap;
+  out << YAML::EndSeq << YAML::Key << "fp8_quotient" << YAML::Value << recipe.fp8_quotient << YAML::EndMap;
+  out << YAML::Key << "compute" << YAML::Value << recipe.compute;
+  if (all) {
+    out << YAML::Key << "parallel" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "tensor" << YAML::Value << recipe.tensor
+        << YAML::Key << "pipeline" << YAML::Value << recipe.pipeline << YAML::EndMap;
+    out << YAML::Key << "device" << YAML::Value << recipe.device;
+    out << YAML::Key << "memory" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "host" << YAML::Value << recipe.host_memory
+        << YAML::EndMap;
+    out << YAML::Key << "scratch" << YAML::Value << recipe.scratch;
+  }
+  out << YAML::Key << "output" << YAML::Value << YAML::BeginMap << YAML::Key << "path" << YAML::Value << recipe.output_path;
+  out << YAML::Key << "dialect" << YAML::Value << recipe.dialect << YAML::Key << "engine" << YAML::Value << recipe.engine;
+  out << YAML::Key << "max_shard_size" << YAML::Value << recipe.max_shard_size;
+  if (all) out << YAML::Key << "overwrite" << YAML::Value << recipe.overwrite << YAML::Key << "verify" << YAML::Value << recipe.verify;
+  out << YAML::EndMap << YAML::EndMap;
+  return std::string(out.c_str()) + "\n";
+}
+
+int64_t parse_bytes(const std::string& text, const std::string& where) {
+  static const std::map<std::string, double> units{{"", 1},       {"B", 1},
+                                                   {"KB", 1e3},   {"MB", 1e6},
+                                                   {"GB", 1e9},   {"TB", 1e12},
+                                                   {"KiB", 0x1p10}, {"MiB", 0x1p20},
+                                                   {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+  size_t used = 0;
+  double number = 0;
+  try {
+    number = std::stod(text, &used);
+  } catch (const std::exception&) {
+    throw user_error("'" + text + "' is not a size", where, "write e.g. 16GiB or 5GB");
+  }
+  while (used < text.size() && text[used] == ' ') ++used;
+  const auto unit = units.find(text.substr(used));
+  if (unit == units.end() || !(number >= 0) || number * unit->second > 0x1p62)
+    throw user_error("'" + text + "' is not a size", where, "write e.g. 16GiB or 5GB");
+  return static_cast<int64_t>(number * unit->second);
+}
+
+std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
+  std::string best;
+  size_t best_distance = word.size() / 2 + 1;
+  for (const auto& candidate : candidates) {
+    std::vector<size_t> row(candidate.size() + 1);
+    for (size_t j = 0; j < row.size(); ++j) row[j] = j;
+    for (size_t i = 1; i <= word.size(); ++i) {
+      size_t diagonal = std::exchange(row[0], i);
+      for (size_t j = 1; j <= candidate.size(); ++j) {
+        const size_t replaced = diagonal + (word[i - 1] == candidate[j - 1] ? 0 : 1);
+        diagonal = row[j];
+        row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+      }
+    }
+    if (row.back() < best_distance) {
+      best_distance = row.back();
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+}  // namespace ptq::recipes

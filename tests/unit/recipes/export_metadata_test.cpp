@@ -1,0 +1,215 @@
+#include "recipes/export_metadata.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/support/expect_error.h"
+#include "tests/unit/recipes/tiny_model.h"
+
+namespace ptq::recipes {
+namespace {
+
+using Names = std::vector<std::string>;
+
+ExportMetadata describe(int64_t layers, const std::string& format, std::vector<Rule> rules = {}, const std::string& kv_cache = "none",
+                        Names ignore = {"lm_head"}) {
+  Recipe recipe;
+  recipe.format = format;
+  recipe.rules = std::move(rules);
+  recipe.ignore = std::move(ignore);
+  const auto model = test::tiny_llama(layers);
+  return describe_export(model, decide_formats(model, recipe), kv_cache);
+}
+
+/// The words between these two are ours in every file.
+const std::string kProducer = R"({"name":"modelopt","version":"0.47.0","generator":"ptq-runner 0.1.0"})";
+
+TEST(SummarizeExcluded, APlainLlamaNamesHeadAndEmbedding) {
+  EXPECT_EQ(describe(12, "nvfp4").excluded, (Names{"lm_head", "model.embed_tokens"}));
+}
+
+TEST(SummarizeExcluded, AttentionLeftOutIsOnePatternPerLayer) {
+  EXPECT_EQ(
+      describe(3, "nvfp4", {{"*.self_attn.*", "none", ""}}).excluded,
+      (Names{"lm_head", "model.embed_tokens", "model.layers.0.self_attn*", "model.layers.1.self_attn*", "model.layers.2.self_attn*"}));
+}
+
+TEST(SummarizeExcluded, AWholeLayerEndsInADotWhereAnotherBeginsLikeIt) {
+  EXPECT_EQ(describe(11, "fp8", {{"model.layers.1.*", "none", ""}}).excluded, (Names{"lm_head", "model.embed_tokens", "model.layers.1.*"}));
+  EXPECT_EQ(describe(10, "fp8", {{"model.layers.1.*", "none", ""}}).excluded, (Names{"lm_head", "model.embed_tokens", "model.layers.1*"}));
+}
+
+TEST(SummarizeExcluded, OneLinearIsNamedInFull) {
+  EXPECT_EQ(describe(2, "fp8", {{"model.layers.0.mlp.down_proj", "none", ""}}).excluded,
+            (Names{"lm_head", "model.embed_tokens", "model.layers.0.mlp.down_proj"}));
+}
+
+TEST(SummarizeExcluded, OtherTowersAreOnePattern) {
+  EXPECT_EQ(summarize_excluded({"visual.blocks.0.qkv", "visual.blocks.1.qkv", "visual.merger", "lm_head"}, {"model.layers.0.mlp.up_proj"}),
+            (Names{"lm_head", "visual*"}));
+}
+
+TEST(SummarizeExcluded, ARouterDoesNotTakeTheGatesWithIt) {
+  EXPECT_EQ(summarize_excluded({"model.layers.0.mlp.gate"}, {"model.layers.0.mlp.gate_proj"}), Names{"model.layers.0.mlp.gate"});
+}
+
+TEST(SummarizeExcluded, NothingQuantizedLeavesShortestPrefixes) {
+  EXPECT_EQ(summarize_excluded({"model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "lm_head"}, {}), (Names{"lm_head", "model*"}));
+}
+
+TEST(SummarizeExcluded, NoPatternReachesAQuantizedModule) {
+  const ExportMetadata metadata = describe(21, "fp8", {{"model.layers.2.*", "none", ""}, {"*.1.self_attn.*", "none", ""}});
+  Recipe recipe;
+  recipe.format = "fp8";
+  recipe.rules = {{"model.layers.2.*", "none", ""}, {"*.1.self_attn.*", "none", ""}};
+
+  for (const auto& [module, decision] : decide_formats(test::tiny_llama(21), recipe)) {
+    bool excluded = false;
+    for (const std::string& pattern : metadata.excluded) excluded = excluded || matches(pattern, module);
+    EXPECT_EQ(excluded, decision.format == Format::kNone) << module;
+  }
+}
+
+TEST(HfQuantConfig, OfNvfp4) {
+  EXPECT_EQ(
+      hf_quant_config(describe(2, "nvfp4")).dump(),
+      R"({"producer":)" + kProducer +
+          R"(,"quantization":{"quant_algo":"NVFP4","kv_cache_quant_algo":null,"group_size":16,"exclude_modules":["lm_head","model.embed_tokens"]}})");
+}
+
+TEST(HfQuantConfig, OfFp8WithAKvCache) {
+  EXPECT_EQ(hf_quant_config(describe(2, "fp8", {}, "fp8")).dump(),
+            R"({"producer":)" + kProducer +
+                R"(,"quantization":{"quant_algo":"FP8","kv_cache_quant_algo":"FP8","exclude_modules":["lm_head","model.embed_tokens"]}})");
+}
+
+TEST(HfQuantConfig, OfWeightsOnly) {
+  EXPECT_EQ(
+      hf_quant_config(describe(1, "w4a16_nvfp4", {}, "none", {})).dump(),
+      R"({"producer":)" + kProducer +
+          R"(,"quantization":{"quant_algo":"W4A16_NVFP4","kv_cache_quant_algo":null,"group_size":16,"exclude_modules":["model.embed_tokens"]}})");
+}
+
+TEST(HfQuantConfig, OfAMixtureNamesEveryLayerAndExcludesNone) {
+  const ExportMetadata metadata = describe(1, "none", {{"*.o_proj", "fp8", ""}, {"*.down_proj", "nvfp4", ""}});
+
+  EXPECT_EQ(
+      hf_quant_config(metadata).dump(),
+      R"({"producer":)" + kProducer +
+          R"(,"quantization":{"quant_algo":"MIXED_PRECISION","kv_cache_quant_algo":null,"quantized_layers":{)"
+          R"("model.layers.0.self_attn.o_proj":{"quant_algo":"FP8"},"model.layers.0.mlp.down_proj":{"quant_algo":"NVFP4","group_size":16}}}})");
+}
+
+TEST(HfQuantConfig, OfAKvCacheAlone) {
+  EXPECT_EQ(hf_quant_config(describe(1, "none", {}, "fp8")).dump(),
+            R"({"producer":)" + kProducer + R"(,"quantization":{"quant_algo":null,"kv_cache_quant_algo":"FP8","quantized_layers":{}}})");
+}
+
+const Json kSource =
+    Json::parse(R"({"model_type":"llama","quantization_config":{"quant_method":"old"},"hidden_size":32,"list":[1,{"a":null}]})");
+
+TEST(QuantizedConfig, OfNvfp4) {
+  EXPECT_EQ(quantized_config(kSource, describe(2, "nvfp4")).dump(),
+            R"({"model_type":"llama","hidden_size":32,"list":[1,{"a":null}],"quantization_config":{"config_groups":{"group_0":{)"
+            R"("input_activations":{"dynamic":false,"num_bits":4,"type":"float","group_size":16},)"
+            R"("weights":{"dynamic":false,"num_bits":4,"type":"float","group_size":16},"targets":["Linear"]}},)"
+            R"("ignore":["lm_head","model.embed_tokens"],"quant_algo":"NVFP4","group_size":16,"producer":)" +
+                kProducer + R"(,"quant_method":"modelopt"}})");
+}
+
+TEST(QuantizedConfig, OfFp8WithAKvCache) {
+  EXPECT_EQ(quantized_config(Json::object(), describe(2, "fp8", {}, "fp8")).dump(),
+            R"({"quantization_config":{"config_groups":{"group_0":{"input_activations":{"dynamic":false,"num_bits":8,"type":"float"},)"
+            R"("weights":{"dynamic":false,"num_bits":8,"type":"float"},"targets":["Linear"]}},"ignore":["lm_head","model.embed_tokens"],)"
+            R"("quant_algo":"FP8","kv_cache_scheme":{"dynamic":false,"num_bits":8,"type":"float"},"producer":)" +
+                kProducer + R"(,"quant_method":"modelopt"}})");
+}
+
+TEST(QuantizedConfig, OfWeightsOnlyHasNoActivations) {
+  const Json group = quantized_config(Json::object(), describe(2, "w4a16_nvfp4"))["quantization_config"]["config_groups"]["group_0"];
+
+  EXPECT_EQ(group.dump(), R"({"weights":{"dynamic":false,"num_bits":4,"type":"float","group_size":16},"targets":["Linear"]})");
+}
+
+TEST(QuantizedConfig, OfAMixtureHasAGroupPerFormatInOrderOfAppearance) {
+  const ExportMetadata metadata = describe(2, "none", {{"*.o_proj", "fp8", ""}, {"*.down_proj", "nvfp4", ""}});
+
+  EXPECT_EQ(
+      quantized_config(Json::object(), metadata).dump(),
+      R"({"quantization_config":{"config_groups":{"group_0":{"input_activations":{"dynamic":false,"num_bits":8,"type":"float"},)"
+      R"("weights":{"dynamic":false,"num_bits":8,"type":"float"},"targets":["model.layers.0.self_attn.o_proj","model.layers.1.self_attn.o_proj"]},)"
+      R"("group_1":{"input_activations":{"dynamic":false,"num_bits":4,"type":"float","group_size":16},)"
+      R"("weights":{"dynamic":false,"num_bits":4,"type":"float","group_size":16},)"
+      R"("targets":["model.layers.0.mlp.down_proj","model.layers.1.mlp.down_proj"]}},)"
+      R"("quantized_layers":{"model.layers.0.self_attn.o_proj":{"quant_algo":"FP8"},)"
+      R"("model.layers.0.mlp.down_proj":{"quant_algo":"NVFP4","group_size":16},"model.layers.1.self_attn.o_proj":{"quant_algo":"FP8"},)"
+      R"("model.layers.1.mlp.down_proj":{"quant_algo":"NVFP4","group_size":16}},"ignore":[],"quant_algo":"MIXED_PRECISION","producer":)" +
+          kProducer + R"(,"quant_method":"modelopt"}})");
+}
+
+TEST(QuantizedConfig, OfNothingForgetsAnOlderQuantization) {
+  EXPECT_EQ(quantized_config(kSource, describe(1, "none")).dump(), R"({"model_type":"llama","hidden_size":32,"list":[1,{"a":null}]})");
+}
+
+TEST(BothFiles, SayTheSame) {
+  for (const char* format : {"fp8", "nvfp4", "w4a16_nvfp4"}) {
+    const ExportMetadata metadata = describe(3, format, {{"model.layers.1.*", "none", ""}}, "fp8");
+    const Json file = hf_quant_config(metadata)["quantization"], config = quantized_config(kSource, metadata)["quantization_config"];
+
+    EXPECT_EQ(file["quant_algo"], config["quant_algo"]);
+    EXPECT_EQ(file["exclude_modules"], config["ignore"]);
+    EXPECT_EQ(file.value("group_size", 0), config.value("group_size", 0));
+  }
+}
+
+TEST(GenerationConfig, SamplesWhereItSetsHowToSample) {
+  EXPECT_EQ(generation_config(Json::parse(R"({"do_sample":false,"top_k":5})")).dump(), R"({"do_sample":true,"top_k":5})");
+  EXPECT_EQ(generation_config(Json::parse(R"({"top_p":0.9,"eos_token_id":[1]})")).dump(),
+            R"({"top_p":0.9,"eos_token_id":[1],"do_sample":true})");
+  EXPECT_EQ(generation_config(Json::parse(R"({"do_sample":false,"top_p":null})")).dump(), R"({"do_sample":false,"top_p":null})");
+  EXPECT_EQ(generation_config(Json::parse(R"({"eos_token_id":2})")).dump(), R"({"eos_token_id":2})");
+}
+
+std::string loads(const ExportMetadata& metadata) {
+  std::string text;
+  for (const EngineSupport& engine : engine_support(metadata, "out")) {
+    EXPECT_EQ(engine.loads, engine.reason.empty()) << engine.engine;
+    EXPECT_NE(engine.command.find("out"), std::string::npos) << engine.engine;
+    if (engine.loads) text += engine.engine + " ";
+  }
+  return text;
+}
+
+TEST(EngineSupport, EveryEngineLoadsUniformFormats) {
+  for (const char* format : {"fp8", "nvfp4", "w4a16_nvfp4"})
+    EXPECT_EQ(loads(describe(1, format, {}, "fp8")), "vllm sglang tensorrt-llm ") << format;
+}
+
+TEST(EngineSupport, AKvCacheAloneIsForTensorRtLlm) { EXPECT_EQ(loads(describe(1, "none", {}, "fp8")), "tensorrt-llm "); }
+
+TEST(EngineSupport, SglangWantsNvfp4InAMixture) {
+  EXPECT_EQ(loads(describe(1, "none", {{"*.o_proj", "fp8", ""}, {"*.down_proj", "nvfp4", ""}})), "vllm sglang tensorrt-llm ");
+  ExportMetadata without = describe(1, "none", {{"*.o_proj", "fp8", ""}, {"*.down_proj", "nvfp4", ""}});
+  for (auto& layer : without.quantized_layers) layer.second = Format::kFp8;
+  EXPECT_EQ(loads(without), "vllm tensorrt-llm ");
+}
+
+TEST(CheckEngine, RefusesWhatTheEngineDoesNotLoad) {
+  const ExportMetadata kv_only = describe(1, "none", {}, "fp8"), plain = describe(1, "nvfp4");
+  Recipe recipe;
+  recipe.file = "r.yaml";
+  recipe.lines = {{"output.engine", 7}};
+
+  for (const char* engine : {"vllm", "sglang"}) {
+    recipe.engine = engine;
+    EXPECT_NO_THROW(check_engine(recipe, plain));
+    test::expect_error(ErrorKind::kUser, "r.yaml:7  output.engine", [&] { check_engine(recipe, kv_only); });
+    test::expect_error(ErrorKind::kUser, std::string(engine) + " rejects", [&] { check_engine(recipe, kv_only); });
+  }
+  for (const char* engine : {"any", "tensorrt-llm"}) {
+    recipe.engine = engine;
+    EXPECT_NO_THROW(check_engine(recipe, kv_only));
+  }
+}
+
+}  // namespace
+}  // namespace ptq::recipes

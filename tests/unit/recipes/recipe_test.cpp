@@ -1,0 +1,342 @@
+#include "recipes/recipe.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/support/expect_error.h"
+
+namespace ptq::recipes {
+namespace {
+
+constexpr const char* kSmallest = "model: {path: in}\nquantization: {preset: nvfp4}\noutput: {path: out}\n";
+
+Recipe parse(const std::string& text, const std::vector<std::string>& overrides = {}) { return parse_recipe(text, "r.yaml", overrides); }
+
+/// The smallest recipe with `more` lines after it; its own quantization and output are replaced through overrides where a test needs it.
+void expect_refused(const std::string& text, const std::string& words, const std::vector<std::string>& overrides = {}) {
+  SCOPED_TRACE(text);
+  test::expect_error(ErrorKind::kUser, words, [&] { parse(text, overrides); });
+}
+
+TEST(Recipe, LeavesEverythingElseAtItsDefault) {
+  const Recipe recipe = parse(kSmallest);
+
+  EXPECT_EQ(recipe.file, "r.yaml");
+  EXPECT_EQ(recipe.model_path, "in");
+  EXPECT_EQ(recipe.output_path, "out");
+  EXPECT_EQ(recipe.preset, "nvfp4");
+  EXPECT_EQ(recipe.format, "nvfp4");
+  EXPECT_EQ(recipe.method, "minmax");
+  EXPECT_EQ(recipe.kv_cache, "none");
+  EXPECT_EQ(recipe.ignore, std::vector<std::string>{"lm_head"});
+  EXPECT_TRUE(recipe.rules.empty());
+  EXPECT_EQ(recipe.fp8_quotient, "exact");
+  EXPECT_TRUE(recipe.calibration_data.empty());
+  EXPECT_EQ(recipe.samples, 512);
+  EXPECT_EQ(recipe.sequence_length, 512);
+  EXPECT_TRUE(recipe.pack);
+  EXPECT_FALSE(recipe.drop_short);
+  EXPECT_EQ(recipe.tensor, 1);
+  EXPECT_EQ(recipe.pipeline, 1);
+  EXPECT_EQ(recipe.device, "auto");
+  EXPECT_EQ(recipe.compute, "bf16");
+  EXPECT_EQ(recipe.host_memory, 0);
+  EXPECT_EQ(recipe.dialect, "modelopt");
+  EXPECT_EQ(recipe.engine, "any");
+  EXPECT_FALSE(recipe.overwrite);
+  EXPECT_EQ(recipe.max_shard_size, 5'000'000'000);
+  EXPECT_TRUE(recipe.verify);
+  EXPECT_TRUE(recipe.report);
+}
+
+constexpr const char* kEverything = R"(model: {path: a/b}
+calibration:
+  data: [one.jsonl, two.txt]
+  samples: 3
+  sequence_length: 7
+  pack: false
+  drop_short: true
+  seed: 9
+quantization:
+  format: fp8
+  method: minmax
+  kv_cache: fp8
+  ignore: [lm_head, "*.mlp.*"]
+  rules:
+    - {match: "*.self_attn.*", format: nvfp4}
+    - {match: "re:.*\\.o_proj", format: none}
+  fp8_quotient: modelopt
+parallel: {tensor: 2, pipeline: 3}
+device: cpu
+compute: fp32
+memory: {host: 2GiB}
+scratch: /tmp/s
+output:
+  path: c/d//
+  engine: vllm
+  overwrite: true
+  max_shard_size: 100MB
+  verify: false
+  report: false
+)";
+
+TEST(Recipe, ReadsEveryKey) {
+  const Recipe recipe = parse(kEverything);
+
+  EXPECT_EQ(recipe.model_path, "a/b");
+  EXPECT_EQ(recipe.calibration_data, (std::vector<std::string>{"one.jsonl", "two.txt"}));
+  EXPECT_EQ(recipe.samples, 3);
+  EXPECT_EQ(recipe.sequence_length, 7);
+  EXPECT_FALSE(recipe.pack);
+  EXPECT_TRUE(recipe.drop_short);
+  EXPECT_EQ(recipe.seed, 9);
+  EXPECT_EQ(recipe.preset, "");
+  EXPECT_EQ(recipe.format, "fp8");
+  EXPECT_EQ(recipe.kv_cache, "fp8");
+  EXPECT_EQ(recipe.ignore, (std::vector<std::string>{"lm_head", "*.mlp.*"}));
+  ASSERT_EQ(recipe.rules.size(), 2u);
+  EXPECT_EQ(recipe.rules[0].match, "*.self_attn.*");
+  EXPECT_EQ(recipe.rules[0].format, "nvfp4");
+  EXPECT_EQ(recipe.rules[1].match, "re:.*\\.o_proj");
+  EXPECT_EQ(recipe.rules[1].where, "r.yaml:16  quantization.rules[1]");
+  EXPECT_EQ(recipe.fp8_quotient, "modelopt");
+  EXPECT_EQ(recipe.tensor, 2);
+  EXPECT_EQ(recipe.pipeline, 3);
+  EXPECT_EQ(recipe.device, "cpu");
+  EXPECT_EQ(recipe.compute, "fp32");
+  EXPECT_EQ(recipe.host_memory, int64_t{2} << 30);
+  EXPECT_EQ(recipe.scratch, "/tmp/s");
+  EXPECT_EQ(recipe.output_path, "c/d") << "slashes at the end are no part of the name";
+  EXPECT_EQ(recipe.engine, "vllm");
+  EXPECT_TRUE(recipe.overwrite);
+  EXPECT_EQ(recipe.max_shard_size, 100'000'000);
+  EXPECT_FALSE(recipe.verify);
+  EXPECT_FALSE(recipe.report);
+  EXPECT_EQ(recipe.where("quantization.kv_cache"), "r.yaml:12  quantization.kv_cache");
+  EXPECT_EQ(recipe.where("output.dialect"), "r.yaml  output.dialect") << "not written: no line";
+}
+
+TEST(Recipe, OneDataFileNeedsNoList) {
+  EXPECT_EQ(parse(std::string(kSmallest) + "calibration: {data: x.jsonl}\n").calibration_data, std::vector<std::string>{"x.jsonl"});
+}
+
+TEST(Recipe, AnEmptyIgnoreListIgnoresNothing) {
+  EXPECT_TRUE(parse("model: {path: in}\nquantization: {preset: fp8, ignore: []}\noutput: {path: out}\n").ignore.empty());
+}
+
+TEST(Recipe, AnUnknownKeyNamesItsLineAndTheNearestKey) {
+  expect_refused(std::string(kSmallest) + "calibration:\n  sampels: 4\n", "unknown key 'sampels' in calibration");
+  expect_refused(std::string(kSmallest) + "calibration:\n  sampels: 4\n", "r.yaml:5  calibration.sampels");
+  expect_refused(std::string(kSmallest) + "calibration:\n  sampels: 4\n", "did you mean 'samples'?");
+  expect_refused(std::string(kSmallest) + "\ncompte: bf16\n", "r.yaml:5");
+  expect_refused(std::string(kSmallest) + "\ncompte: bf16\n", "did you mean 'compute'?");
+  expect_refused(std::string(kSmallest) + "parallel: {zzzzzzzzz: 1}\n", "known keys here: tensor, pipeline, expert");
+  expect_refused(
+      "model: {path: in}\nquantization:\n  format: fp8\n  rules:\n    - {match: a, format: fp8}\n    - {match: a, fromat: fp8}\noutput: "
+      "{path: out}\n",
+      "r.yaml:6  quantization.rules[1].fromat");
+}
+
+TEST(Recipe, WrongTypesNameLineAndKey) {
+  expect_refused(std::string(kSmallest) + "calibration: {samples: many}\n", "'calibration.samples' is not an integer");
+  expect_refused(std::string(kSmallest) + "calibration: {samples: many}\n", "r.yaml:4  calibration.samples");
+  expect_refused(std::string(kSmallest) + "calibration: {samples: 1.5}\n", "not an integer");
+  expect_refused(std::string(kSmallest) + "calibration: {samples: [1]}\n", "not an integer");
+  expect_refused(std::string(kSmallest) + "calibration: {pack: perhaps}\n", "not true or false");
+  expect_refused(std::string(kSmallest) + "calibration: {data: {a: b}}\n", "not a text or a list of texts");
+  expect_refused(std::string(kSmallest) + "scratch: [a]\n", "'scratch' is not a text");
+  expect_refused(std::string(kSmallest) + "parallel: 3\n", "'parallel' is not a mapping");
+  expect_refused(std::string(kSmallest) + "calibration: [a]\n", "'calibration' is not a mapping");
+  expect_refused("model: {path: in}\nquantization: {format: fp8, rules: {a: b}}\noutput: {path: out}\n", "not a list of rules");
+  expect_refused("model: {path: in}\nquantization: {format: fp8, rules: [x]}\noutput: {path: out}\n",
+                 "'quantization.rules[0]' is not a mapping");
+  expect_refused("model: {path: in}\nquantization: {format: fp8, rules: [{match: x}]}\noutput: {path: out}\n",
+                 "a rule needs match and format");
+}
+
+TEST(Recipe, WhatIsNotARecipeIsRefused) {
+  expect_refused("", "quantize");
+  expect_refused("just a text", "not a mapping");
+  expect_refused("- a\n- b\n", "not a mapping");
+  expect_refused("model: {path: in}\nquantization: [\n", "not YAML");
+  expect_refused("a: b\n  c: d\n", "r.yaml:2");
+}
+
+TEST(Recipe, AKeyWrittenTwiceIsRefused) {
+  expect_refused(std::string(kSmallest) + "calibration: {samples: 3, samples: 4}\n", "key 'calibration.samples' is written twice");
+  expect_refused(std::string(kSmallest) + "model: {path: other}\n", "r.yaml:4  model");
+}
+
+TEST(Recipe, AGroupSizeOtherThanTheFormatsIsRefused) {
+  EXPECT_NO_THROW(parse(kSmallest, {"quantization.group_size=16"}));
+  expect_refused(kSmallest, "nvfp4 always groups 16 inputs", {"quantization.group_size=32"});
+  expect_refused(kSmallest, "fp8 has no groups", {"quantization.preset=fp8", "quantization.group_size=128"});
+}
+
+TEST(Recipe, MissingKeysAreAskedFor) {
+  expect_refused("quantization: {preset: fp8}\noutput: {path: out}\n", "'model.path' is missing");
+  expect_refused("model: {path: in}\nquantization: {preset: fp8}\n", "'output.path' is missing");
+  expect_refused("model: {path: in}\noutput: {path: out}\n", "nothing says what to quantize to");
+}
+
+TEST(Recipe, ValuesOutsideTheListPrintTheList) {
+  expect_refused("model: {path: in}\nquantization:\n  format: fp5\noutput: {path: out}\n", "number format 'fp5' is unknown");
+  expect_refused("model: {path: in}\nquantization:\n  format: fp5\noutput: {path: out}\n", "r.yaml:3  quantization.format");
+  expect_refused("model: {path: in}\nquantization:\n  format: fp5\noutput: {path: out}\n", "use one of: none, fp8, nvfp4, w4a16_nvfp4");
+  expect_refused("model: {path: in}\nquantization: {preset: int5}\noutput: {path: out}\n", "preset 'int5' is unknown");
+  expect_refused("model: {path: in}\nquantization: {format: fp8, rules: [{match: a, format: e9}]}\noutput: {path: out}\n",
+                 "quantization.rules[0]");
+  expect_refused(std::string(kSmallest) + "compute: fp64\n", "use one of: bf16, fp32");
+  expect_refused(std::string(kSmallest) + "device: tpu\n", "use one of: auto, cpu, cuda");
+  expect_refused(kSmallest, "use one of: any, vllm, sglang, tensorrt-llm", {"output.engine=vlm"});
+  expect_refused(kSmallest, "unknown value 'int3'", {"quantization.kv_cache=int3"});
+}
+
+TEST(Recipe, WhatALaterVersionBringsIsToldApartFromMistakes) {
+  expect_refused("model: {path: in}\nquantization: {format: int4_awq}\noutput: {path: out}\n",
+                 "'int4_awq' is not supported by this version");
+  expect_refused("model: {path: in}\nquantization: {preset: auto}\noutput: {path: out}\n", "'auto' is not supported by this version");
+  expect_refused("model: {path: in}\nquantization: {format: fp8, method: awq}\noutput: {path: out}\n", "method 'awq' is not supported");
+  expect_refused(kSmallest, "kv_cache 'nvfp4' is not supported", {"quantization.kv_cache=nvfp4"});
+  expect_refused(kSmallest, "dialect 'compressed-tensors' is not supported", {"output.dialect=compressed-tensors"});
+  expect_refused(kSmallest, "no CUDA backend", {"device=cuda"});
+  expect_refused(kSmallest, "'parallel.expert' is not supported", {"parallel.expert=2"});
+  expect_refused(kSmallest, "'model.config' is not supported", {"model.config=x"});
+  expect_refused(kSmallest, "'resume' is not supported", {"resume=true"});
+  expect_refused(kSmallest, "'quantization.awq' is not supported", {"quantization.awq={}"});
+  expect_refused(kSmallest, "'calibration.reuse' is not supported", {"calibration.reuse=x"});
+  expect_refused(kSmallest, "'calibration.keep_gram' is not supported", {"calibration.keep_gram=true"});
+  EXPECT_NO_THROW(parse(kSmallest, {"parallel.expert=1", "calibration.keep_gram=false", "moe={}"}));
+}
+
+TEST(Recipe, APresetStandsAlone) {
+  expect_refused("model: {path: in}\nquantization: {preset: fp8, format: nvfp4}\noutput: {path: out}\n", "remove quantization.format");
+  expect_refused("model: {path: in}\nquantization: {preset: fp8, method: minmax}\noutput: {path: out}\n", "remove quantization.method");
+}
+
+TEST(Recipe, RulesOrAKvCacheAloneAreEnough) {
+  EXPECT_EQ(parse("model: {path: in}\nquantization: {kv_cache: fp8}\noutput: {path: out}\n").format, "none");
+  EXPECT_EQ(parse("model: {path: in}\nquantization: {rules: [{match: a, format: fp8}]}\noutput: {path: out}\n").format, "none");
+}
+
+TEST(Recipe, NumbersBelowOneAreRefused) {
+  for (const char* key :
+       {"calibration.samples", "calibration.sequence_length", "parallel.tensor", "parallel.pipeline", "output.max_shard_size"})
+    expect_refused(kSmallest, std::string("'") + key + "' is 0, less than 1", {std::string(key) + "=0"});
+  expect_refused(std::string(kSmallest) + "calibration:\n  samples: -3\n", "r.yaml:5  calibration.samples");
+}
+
+TEST(Overrides, ReplaceAddAndNest) {
+  const Recipe recipe =
+      parse(kSmallest, {"output.path=elsewhere", "calibration.samples=4", "calibration.data=[a, b]", "parallel={tensor: 8}",
+                        "parallel.pipeline=2", "quantization.rules=[{match: x, format: fp8}]", "scratch=a=b"});
+
+  EXPECT_EQ(recipe.output_path, "elsewhere");
+  EXPECT_EQ(recipe.samples, 4);
+  EXPECT_EQ(recipe.calibration_data, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(recipe.tensor, 8);
+  EXPECT_EQ(recipe.pipeline, 2);
+  ASSERT_EQ(recipe.rules.size(), 1u);
+  EXPECT_EQ(recipe.rules[0].match, "x");
+  EXPECT_EQ(recipe.scratch, "a=b") << "only the first = separates";
+  EXPECT_EQ(recipe.model_path, "in");
+}
+
+TEST(Overrides, TheLastOneHolds) { EXPECT_EQ(parse(kSmallest, {"calibration.samples=4", "calibration.samples=5"}).samples, 5); }
+
+TEST(Overrides, WhatIsNoneIsRefused) {
+  expect_refused(kSmallest, "'quick' is neither an option nor key=value", {"quick"});
+  expect_refused(kSmallest, "neither an option nor key=value", {"=3"});
+  expect_refused(kSmallest, "is not YAML", {"calibration.data=[a"});
+  expect_refused(std::string(kSmallest) + "compute: bf16\n", "'compute' is not a mapping", {"compute.kind=fp32"});
+  expect_refused(kSmallest, "unknown key 'sampels'", {"calibration.sampels=3"});
+}
+
+TEST(Overrides, AMistakeInOneIsNotBlamedOnALineOfTheFile) {
+  for (const auto& [text, where] : std::vector<std::pair<std::string, std::string>>{
+           {"compute=fp64", "command line  compute"},
+           {"calibration.samples=many", "command line  calibration.samples"},
+           {"quantization.preset=fp5", "command line  quantization.preset"},
+           {"quantization.rules=[{match: a, format: e9}]", "command line  quantization.rules[0]"},
+           {"calibration={sampels: 3}", "command line  calibration.sampels"}})
+    expect_refused(std::string(kSmallest) + "compute: bf16\n", where, {text});
+  expect_refused(std::string(kSmallest) + "compute: fp64\n", "r.yaml:4  compute", {"calibration.samples=3"});
+}
+
+TEST(ToYaml, ReadBackGivesTheSame) {
+  for (const std::string text :
+       {kSmallest, kEverything, "model: {path: \"null\"}\nquantization: {preset: fp8, ignore: []}\noutput: {path: \"12: # x\"}\n"}) {
+    const std::string yaml = to_yaml(parse(text), true);
+
+    const Recipe again = parse(yaml);
+
+    EXPECT_EQ(to_yaml(again, true), yaml);
+    EXPECT_EQ(again.model_path, parse(text).model_path);
+    EXPECT_EQ(again.output_path, parse(text).output_path);
+    EXPECT_EQ(again.ignore, parse(text).ignore);
+    EXPECT_EQ(again.rules.size(), parse(text).rules.size());
+    EXPECT_EQ(again.format, parse(text).format);
+  }
+}
+
+TEST(ToYaml, KeepsWhatWasChosen) {
+  const Recipe again = parse(to_yaml(parse(kEverything), true));
+
+  EXPECT_EQ(again.calibration_data, (std::vector<std::string>{"one.jsonl", "two.txt"}));
+  EXPECT_EQ(again.samples, 3);
+  EXPECT_EQ(again.sequence_length, 7);
+  EXPECT_EQ(again.seed, 9);
+  EXPECT_FALSE(again.pack);
+  EXPECT_TRUE(again.drop_short);
+  EXPECT_EQ(again.compute, "fp32");
+  EXPECT_EQ(again.engine, "vllm");
+  EXPECT_EQ(again.device, "cpu");
+  EXPECT_EQ(again.kv_cache, "fp8");
+  EXPECT_EQ(again.rules[1].match, "re:.*\\.o_proj");
+  EXPECT_EQ(again.rules[1].format, "none");
+  EXPECT_EQ(again.fp8_quotient, "modelopt");
+  EXPECT_EQ(again.tensor, 2);
+  EXPECT_EQ(again.pipeline, 3);
+  EXPECT_EQ(again.host_memory, int64_t{2} << 30);
+  EXPECT_EQ(again.scratch, "/tmp/s");
+  EXPECT_EQ(again.max_shard_size, 100'000'000);
+  EXPECT_TRUE(again.overwrite);
+  EXPECT_FALSE(again.verify);
+}
+
+TEST(ToYaml, TheShortFormDoesNotSeeHowTheWorkIsDone) {
+  const std::string base = to_yaml(parse(kSmallest), false);
+
+  for (const char* key : {"parallel.tensor=2", "parallel.pipeline=2", "memory.host=1GiB", "scratch=x", "device=cpu",
+                          "output.overwrite=true", "output.verify=false"})
+    EXPECT_EQ(to_yaml(parse(kSmallest, {key}), false), base) << key;
+  for (const char* key : {"calibration.samples=2", "quantization.kv_cache=fp8", "compute=fp32", "output.max_shard_size=1MB",
+                          "quantization.ignore=[]", "quantization.fp8_quotient=modelopt", "calibration.pack=false", "output.path=x"})
+    EXPECT_NE(to_yaml(parse(kSmallest, {key}), false), base) << key;
+  EXPECT_EQ(to_yaml(parse("model: {path: in}\nquantization: {format: nvfp4}\noutput: {path: out}\n"), false), base)
+      << "a preset is what it stands for";
+}
+
+TEST(ParseBytes, KnowsBothKindsOfUnits) {
+  EXPECT_EQ(parse_bytes("100000", ""), 100000);
+  EXPECT_EQ(parse_bytes("7B", ""), 7);
+  EXPECT_EQ(parse_bytes("5GB", ""), 5'000'000'000);
+  EXPECT_EQ(parse_bytes("16GiB", ""), int64_t{16} << 30);
+  EXPECT_EQ(parse_bytes("1.5 KiB", ""), 1536);
+  EXPECT_EQ(parse_bytes("2TB", ""), 2'000'000'000'000);
+  EXPECT_EQ(parse_bytes("3MiB", ""), 3 << 20);
+}
+
+TEST(ParseBytes, RefusesWhatIsNoSize) {
+  for (const char* text : {"", "big", "5 apples", "-1GB", "inf", "nan", "1e30", "GB", "5gigabytes", "9999999TiB"})
+    test::expect_error(ErrorKind::kUser, "here", [&] { parse_bytes(text, "here"); });
+}
+
+TEST(Nearest, FindsTheCandidateOfFewestEdits) {
+  EXPECT_EQ(nearest("sampels", {"data", "samples", "seed"}), "samples");
+  EXPECT_EQ(nearest("pah", {"path", "pack"}), "path");
+  EXPECT_EQ(nearest("xyzxyz", {"path", "pack"}), "");
+  EXPECT_EQ(nearest("x", {}), "");
+}
+
+}  // namespace
+}  // namespace ptq::recipes

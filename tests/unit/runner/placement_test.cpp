@@ -1,0 +1,156 @@
+#include "runner/placement.h"
+
+#include <gtest/gtest.h>
+
+#include "layers/models/models.h"
+#include "layers/tensor_slices.h"
+
+namespace ptq::runner {
+namespace {
+
+/// Stands for the groups of a mesh whose other ranks are not there: keys of a mesh's splits are ranks in the new groups.
+class LonelyCommunicator : public parallel::Communicator {
+ public:
+  LonelyCommunicator(int rank, int size) : rank_(rank), size_(size) {}
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  void all_gather(const void*, std::span<const int64_t>, void*) override { throw bug("alone"); }
+  void all_reduce_max(std::span<float>) override { throw bug("alone"); }
+  void all_reduce_max(std::span<int64_t>) override { throw bug("alone"); }
+  void all_reduce_sum(std::span<int64_t>) override { throw bug("alone"); }
+  void broadcast(void*, int64_t, int) override { throw bug("alone"); }
+  void barrier() override { throw bug("alone"); }
+  std::unique_ptr<parallel::Transfer> send(const void*, int64_t, int, int) override { throw bug("alone"); }
+  std::unique_ptr<parallel::Transfer> receive(void*, int64_t, int, int) override { throw bug("alone"); }
+  std::unique_ptr<parallel::Communicator> split(int, int key) override { return std::make_unique<LonelyCommunicator>(key, size_); }
+
+ private:
+  int rank_, size_;
+};
+
+struct Place {
+  std::unique_ptr<LonelyCommunicator> world;
+  parallel::Mesh mesh;
+};
+
+std::vector<Place> all_ranks(parallel::MeshShape shape) {
+  std::vector<Place> places;
+  const int size = shape.data * shape.pipeline * shape.tensor;
+  for (int r = 0; r < size; ++r) {
+    auto world = std::make_unique<LonelyCommunicator>(r, size);
+    parallel::Mesh mesh = parallel::Mesh::make(*world, shape);
+    places.push_back({std::move(world), std::move(mesh)});
+  }
+  return places;
+}
+
+/// 12 heads over `kv_heads` kv heads of 4, H 30, I 50, all biases.
+layers::LayerSpec layer_with(int64_t kv_heads) {
+  const layers::Config config({{"architectures", {"LlamaForCausalLM"}},
+                               {"hidden_size", 30},
+                               {"head_dim", 4},
+                               {"num_attention_heads", 12},
+                               {"num_key_value_heads", kv_heads},
+                               {"intermediate_size", 50},
+                               {"num_hidden_layers", 1},
+                               {"vocab_size", 9},
+                               {"attention_bias", true},
+                               {"mlp_bias", true}},
+                              "config.json");
+  return layers::describe_model(config).layers[0];
+}
+
+/// One tensor on every rank of one stage: read once, and gathering what the placement says gives each rank the rows it computes with.
+void expect_sound(const layers::LayerSpec& layer, const layers::TensorSpec& tensor, parallel::MeshShape shape) {
+  SCOPED_TRACE(tensor.name + " on " + std::to_string(shape.data) + " x " + std::to_string(shape.pipeline) + " x " +
+               std::to_string(shape.tensor));
+  const int64_t rows = tensor.shape[0];
+  const auto ranks = all_ranks(shape);
+  std::vector<Placement> placements;
+  for (const Place& place_of : ranks) placements.push_back(place(layer, tensor, rows, place_of.mesh));
+  for (int stage = 0; stage < shape.pipeline; ++stage) {
+    std::vector<int> read(static_cast<size_t>(rows), 0);
+    for (size_t r = 0; r < ranks.size(); ++r) {
+      const parallel::Mesh& mesh = ranks[r].mesh;
+      if (mesh.pipeline_rank() != stage) continue;
+      const Placement& mine = placements[r];
+      for (int64_t row = mine.share.begin; row < mine.share.end; ++row) ++read[static_cast<size_t>(row)];
+
+      const bool is_linear = tensor.linear >= 0;
+      const parallel::Range slice = is_linear ? layers::tensor_slice(layer.linears[static_cast<size_t>(tensor.linear)], layer.attention(),
+                                                                     shape.tensor, mesh.tensor_rank())
+                                              : parallel::Range{0, rows};
+      EXPECT_EQ(mine.slice, slice);
+      // The members of the group that gathers, in its rank order, must hold the slice (or the whole tensor) piece after piece.
+      int64_t at = mine.over_stage ? 0 : slice.begin;
+      size_t member = 0;
+      for (size_t other = 0; other < ranks.size(); ++other) {
+        const parallel::Mesh& there = ranks[other].mesh;
+        if (there.pipeline_rank() != stage || (!mine.over_stage && there.tensor_rank() != mesh.tensor_rank())) continue;
+        ASSERT_LT(member, mine.shares.size());
+        EXPECT_EQ(mine.shares[member++], placements[other].share.size());
+        EXPECT_EQ(placements[other].share.begin, at);
+        at = placements[other].share.end;
+      }
+      EXPECT_EQ(member, mine.shares.size());
+      EXPECT_EQ(at, mine.over_stage ? rows : slice.end);
+    }
+    EXPECT_EQ(read, std::vector<int>(static_cast<size_t>(rows), 1)) << "stage " << stage;
+  }
+}
+
+TEST(Placement, EveryRowIsReadOnceAndReachesWhoComputesWithIt) {
+  for (const int64_t kv_heads : {12, 4, 2, 1}) {
+    const layers::LayerSpec layer = layer_with(kv_heads);
+    for (int data = 1; data <= 3; ++data)
+      for (const int tensor_ranks : {1, 2, 3, 4}) {
+        if (kv_heads % tensor_ranks != 0 && tensor_ranks % kv_heads != 0) continue;
+        for (const auto& tensor : layer.tensors) expect_sound(layer, tensor, {data, 1, tensor_ranks});
+      }
+  }
+}
+
+TEST(Placement, EveryStageReadsForItself) {
+  const layers::LayerSpec layer = layer_with(2);
+
+  for (const auto& tensor : layer.tensors) expect_sound(layer, tensor, {2, 3, 4});
+}
+
+TEST(Placement, SharedKeyValueHeadsAreReadOverTheStage) {
+  const layers::LayerSpec layer = layer_with(2);
+
+  for (const auto& place_of : all_ranks({2, 1, 4}))
+    for (const auto& tensor : layer.tensors) {
+      const bool shared = tensor.linear < 0 || tensor.split == layers::Split::kKeyValueHeads;
+      EXPECT_EQ(place(layer, tensor, tensor.shape[0], place_of.mesh).over_stage, shared) << tensor.name;
+    }
+}
+
+TEST(Placement, AScalarBelongsToOneRank) {
+  const layers::LayerSpec layer = layer_with(4);
+  int64_t readers = 0;
+
+  for (const auto& place_of : all_ranks({2, 1, 2})) {
+    const Placement mine = place(layer, {"scalar", {}, layers::Split::kWhole, -1}, 1, place_of.mesh);
+    readers += mine.share.size();
+    EXPECT_EQ(mine.slice, (parallel::Range{0, 1}));
+  }
+
+  EXPECT_EQ(readers, 1);
+}
+
+TEST(WorldShare, CutsOverAllRanks) {
+  int64_t at = 0;
+
+  for (const auto& place_of : all_ranks({2, 3, 2})) {
+    const parallel::Range share = world_share(50, place_of.mesh);
+    EXPECT_EQ(share.begin, at);
+    EXPECT_GE(share.size(), 4);
+    at = share.end;
+  }
+
+  EXPECT_EQ(at, 50);
+}
+
+}  // namespace
+}  // namespace ptq::runner
