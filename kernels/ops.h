@@ -104,7 +104,7 @@ void fake_quantize_nvfp4(Tensor& x, float scale_2);
 /// loss[t] = logsumexp(logits[t]) - logits[t][label[t]] in nats. logits [T, V] f32; labels [T] i32, -1: loss 0. Fixed order, f64 sums.
 void token_losses(const Tensor& logits, const Tensor& labels, std::vector<double>& losses);
 struct TokenAgreement {
-  double kl = 0;         ///< Σ_v p_ref·(log p_ref - log p)
+  double kl = 0;           ///< Σ_v p_ref·(log p_ref - log p)
   bool same_top1 = false;  ///< the same argmax, lowest index at ties
 };
 /// Per row of reference and logits, both [T, V] f32.

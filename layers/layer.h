@@ -31,7 +31,7 @@ struct LinearWeights {
 };
 
 struct LayerWeights {
-  std::vector<LinearWeights> linears;    ///< by index in LayerSpec::linears
+  std::vector<LinearWeights> linears;     ///< by index in LayerSpec::linears
   std::map<std::string, Tensor> vectors;  ///< norm weights and biases by tensor name
 };
 

@@ -29,17 +29,27 @@ double rope_number(const Config& config, const nlohmann::ordered_json& dict, con
 
 RopeSpec read_rope(const Config& config, int64_t head_dim, double default_partial_factor) {
   nlohmann::ordered_json dict = nlohmann::ordered_json::object();
-  for (const char* key : {"rope_parameters", "rope_scaling"})
+  // What both dictionaries say, rope_parameters says; a config of the newer dialect may have got a rope_scaling by hand.
+  for (const char* key : {"rope_scaling", "rope_parameters"})
     if (config.has(key)) {
-      dict = config.json().at(key);
-      if (!dict.is_object()) throw config.error(key, "is not an object");
-      break;
+      if (!config.json().at(key).is_object()) throw config.error(key, "is not an object");
+      dict.update(config.json().at(key));
     }
+  if (config.has("rope_scaling") && config.has("rope_parameters")) {
+    const auto word = [](const nlohmann::ordered_json& d) {
+      return d.value("rope_type", d.value("type", nlohmann::ordered_json("default")));
+    };
+    if (word(config.json().at("rope_scaling")) != word(config.json().at("rope_parameters")))
+      throw config.error("rope_scaling", "and rope_parameters name different rope types: keep one of them");
+  }
   RopeSpec rope;
-  const auto type = dict.contains("rope_type") ? dict.at("rope_type") : dict.contains("type") ? dict.at("type") : nlohmann::ordered_json("default");
+  const auto type = dict.contains("rope_type") ? dict.at("rope_type")
+                    : dict.contains("type")    ? dict.at("type")
+                                               : nlohmann::ordered_json("default");
   if (!type.is_string()) throw config.error("rope_parameters.rope_type", "is not a string");
   rope.type = type.get<std::string>();
   rope.theta = rope_number(config, dict, "rope_theta", 10000.0);
+  if (!(rope.theta > 1)) throw config.error("rope_theta", "is not above 1");
   const double partial = rope_number(config, dict, "partial_rotary_factor", default_partial_factor);
   rope.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * partial);
   if (rope.rotary_dim <= 0 || rope.rotary_dim % 2 != 0 || rope.rotary_dim > head_dim)
@@ -57,6 +67,9 @@ RopeSpec read_rope(const Config& config, int64_t head_dim, double default_partia
   rope.high_freq_factor = rope_number(config, dict, "high_freq_factor", 4.0);
   rope.beta_fast = rope_number(config, dict, "beta_fast", 32.0);
   rope.beta_slow = rope_number(config, dict, "beta_slow", 1.0);
+  if (!(rope.beta_fast > 0 && rope.beta_slow > 0)) throw config.error("rope_parameters.beta_fast", "or beta_slow is not positive");
+  if (!(rope.low_freq_factor > 0 && rope.high_freq_factor > 0))
+    throw config.error("rope_parameters.low_freq_factor", "or high_freq_factor is not positive");
   rope.mscale = rope_number(config, dict, "mscale", 0.0);
   rope.mscale_all_dim = rope_number(config, dict, "mscale_all_dim", 0.0);
   rope.attention_factor = rope_number(config, dict, "attention_factor", 0.0);
@@ -69,15 +82,15 @@ std::vector<float> inverse_frequencies(const RopeSpec& rope) {
   const auto half = static_cast<size_t>(rope.rotary_dim / 2);
   const auto width = static_cast<double>(rope.rotary_dim);
   std::vector<float> frequencies(half);
-  for (size_t i = 0; i < half; ++i)
-    frequencies[i] = static_cast<float>(1.0 / std::pow(rope.theta, static_cast<double>(2 * i) / width));
+  for (size_t i = 0; i < half; ++i) frequencies[i] = static_cast<float>(1.0 / std::pow(rope.theta, static_cast<double>(2 * i) / width));
   if (rope.type == "default") return frequencies;
 
   const auto factor = static_cast<float>(rope.factor);
   if (rope.type == "linear") {
     for (float& f : frequencies) f /= factor;
   } else if (rope.type == "llama3") {
-    const double longest = rope.original_max_positions / rope.low_freq_factor, shortest = rope.original_max_positions / rope.high_freq_factor;
+    const double longest = rope.original_max_positions / rope.low_freq_factor,
+                 shortest = rope.original_max_positions / rope.high_freq_factor;
     for (float& f : frequencies) {
       const double wavelength = 2 * std::numbers::pi / f;
       if (wavelength < shortest) continue;

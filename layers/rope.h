@@ -16,11 +16,11 @@ struct RopeSpec {
   int64_t rotary_dim = 0;  ///< leading dims of a head that are rotated
   double factor = 1.0;
   double original_max_positions = 0;
-  double low_freq_factor = 1.0, high_freq_factor = 4.0;                 // llama3
-  double beta_fast = 32.0, beta_slow = 1.0;                             // yarn
-  double mscale = 0.0, mscale_all_dim = 0.0, attention_factor = 0.0;    // yarn; 0: not given
-  bool truncate = true;                                                 // yarn
-  std::vector<float> frequencies;  ///< not empty: used as they are, whatever the type says
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;               // llama3
+  double beta_fast = 32.0, beta_slow = 1.0;                           // yarn
+  double mscale = 0.0, mscale_all_dim = 0.0, attention_factor = 0.0;  // yarn; 0: not given
+  bool truncate = true;                                               // yarn
+  std::vector<float> frequencies;                                     ///< not empty: used as they are, whatever the type says
 };
 
 /// Reads rope_parameters, else rope_scaling + top-level keys. `head_dim` times partial_rotary_factor is the rotary width.

@@ -7,8 +7,10 @@ using parallel::Range;
 
 Range tensor_slice(const LinearSpec& linear, const AttentionSpec* attention, int64_t ranks, int64_t rank) {
   switch (linear.split) {
-    case Split::kWhole: return {0, linear.out};
-    case Split::kRows: return even_share(linear.out, ranks, rank);
+    case Split::kWhole:
+      return {0, linear.out};
+    case Split::kRows:
+      return even_share(linear.out, ranks, rank);
     case Split::kQueryHeads: {
       const Range heads = even_share(attention->heads, ranks, rank);
       const int64_t width = linear.out / attention->heads;

@@ -56,8 +56,7 @@ class MpiCommunicator : public Communicator {
                 "MPI_Allgatherv");
       return;
     }
-    for (int root = 0; root < size_; ++root)
-      broadcast(out + starts[static_cast<size_t>(root)], bytes[static_cast<size_t>(root)], root);
+    for (int root = 0; root < size_; ++root) broadcast(out + starts[static_cast<size_t>(root)], bytes[static_cast<size_t>(root)], root);
   }
 
   void all_reduce_max(std::span<float> values) override { reduce(values.data(), values.size(), MPI_FLOAT, MPI_MAX); }

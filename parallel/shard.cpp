@@ -12,7 +12,8 @@ std::vector<int64_t> balanced_runs(const std::vector<int64_t>& weights, int64_t 
   for (size_t i = 0; i < weights.size(); ++i) prefix[i + 1] = prefix[i] + weights[i];
   // heaviest[r][i]: the least possible heaviest run when the first i items form r runs, none of them empty.
   constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
-  std::vector<std::vector<int64_t>> heaviest(static_cast<size_t>(runs + 1), std::vector<int64_t>(weights.size() + 1, kNever)), cut = heaviest;
+  std::vector<std::vector<int64_t>> heaviest(static_cast<size_t>(runs + 1), std::vector<int64_t>(weights.size() + 1, kNever)),
+      cut = heaviest;
   heaviest[0][0] = 0;
   for (int64_t r = 1; r <= runs; ++r)
     for (int64_t i = r; i <= items; ++i)

@@ -54,12 +54,14 @@ std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, c
   std::vector<int64_t> used(recipe.rules.size(), 0), ignored(recipe.rules.size(), 0);
   for (const auto* linear : linears) {
     Decision decision{base, recipe.preset.empty() ? "quantization.format" : "quantization.preset"};
-    const auto pattern = std::find_if(recipe.ignore.begin(), recipe.ignore.end(), [&](const auto& p) { return matches(p, linear->module); });
+    const auto pattern =
+        std::find_if(recipe.ignore.begin(), recipe.ignore.end(), [&](const auto& p) { return matches(p, linear->module); });
     const bool is_ignored = pattern != recipe.ignore.end();
     for (size_t r = 0; r < recipe.rules.size(); ++r) {
       if (!matches(recipe.rules[r].match, linear->module)) continue;
       (is_ignored ? ignored : used)[r] += 1;
-      decision = {find_format(recipe.rules[r].format, recipe.rules[r].where).format, "rule " + std::to_string(r + 1) + ": " + recipe.rules[r].match};
+      decision = {find_format(recipe.rules[r].format, recipe.rules[r].where).format,
+                  "rule " + std::to_string(r + 1) + ": " + recipe.rules[r].match};
     }
     if (is_ignored) decision = {Format::kNone, "ignore: " + *pattern};
     // A tied head is the embedding under another name: servers read one tensor for both.
@@ -70,8 +72,8 @@ std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, c
   for (size_t r = 0; r < recipe.rules.size(); ++r) {
     if (used[r] > 0) continue;
     if (ignored[r] > 0)
-      throw user_error("rule '" + recipe.rules[r].match + "' matches only modules that quantization.ignore leaves out", recipe.rules[r].where,
-                       "take them off quantization.ignore (its default is [lm_head]), or remove the rule");
+      throw user_error("rule '" + recipe.rules[r].match + "' matches only modules that quantization.ignore leaves out",
+                       recipe.rules[r].where, "take them off quantization.ignore (its default is [lm_head]), or remove the rule");
     std::vector<std::string> names;
     for (const auto* linear : linears) names.push_back(linear->module);
     const std::string near = nearest(recipe.rules[r].match, names);

@@ -56,7 +56,8 @@ std::vector<std::string> summarize_excluded(const std::vector<std::string>& unqu
   return {patterns.begin(), patterns.end()};
 }
 
-ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions, const std::string& kv_cache) {
+ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions,
+                               const std::string& kv_cache) {
   ExportMetadata metadata;
   metadata.kv_cache_algo = kv_cache == "fp8" ? "FP8" : "";
   std::vector<std::string> quantized, unquantized;
@@ -153,7 +154,9 @@ std::vector<EngineSupport> engine_support(const ExportMetadata& metadata, const 
                                      [](const auto& layer) { return info(layer.second).group_size > 0; });
   std::string sglang = no_algo;
   if (metadata.quant_algo == "MIXED_PRECISION" && !has_nvfp4) sglang = "needs at least one NVFP4 layer in a mixed checkpoint";
-  const std::string flag = nothing ? "" : metadata.quant_algo == "FP8" || metadata.quant_algo == "MIXED_PRECISION" ? " --quantization modelopt" : " --quantization modelopt_fp4";
+  const std::string flag = nothing                                                                    ? ""
+                           : metadata.quant_algo == "FP8" || metadata.quant_algo == "MIXED_PRECISION" ? " --quantization modelopt"
+                                                                                                      : " --quantization modelopt_fp4";
   return {{"vllm", no_algo.empty(), no_algo, "vllm serve " + output_path},
           {"sglang", sglang.empty(), sglang, "python3 -m sglang.launch_server --model-path " + output_path + flag},
           {"tensorrt-llm", true, "", "trtllm-serve " + output_path}};
@@ -163,9 +166,11 @@ void check_engine(const Recipe& recipe, const ExportMetadata& metadata) {
   std::string reasons;
   for (const EngineSupport& engine : engine_support(metadata, recipe.output_path)) {
     if (engine.loads && (recipe.engine == "any" || recipe.engine == engine.engine)) return;
-    if (recipe.engine == "any" || recipe.engine == engine.engine) reasons += (reasons.empty() ? "" : "; ") + engine.engine + " " + engine.reason;
+    if (recipe.engine == "any" || recipe.engine == engine.engine)
+      reasons += (reasons.empty() ? "" : "; ") + engine.engine + " " + engine.reason;
   }
-  throw user_error("no engine asked for loads such a checkpoint: " + reasons, recipe.where("output.engine"), "choose another format, kv_cache or engine");
+  throw user_error("no engine asked for loads such a checkpoint: " + reasons, recipe.where("output.engine"),
+                   "choose another format, kv_cache or engine");
 }
 
 }  // namespace ptq::recipes

@@ -16,15 +16,16 @@ namespace ptq::recipes {
 using checkpoint::Json;
 
 struct ExportMetadata {
-  std::string quant_algo;              ///< "" when only the KV cache is quantized
-  std::string kv_cache_algo;           ///< "" for none
+  std::string quant_algo;     ///< "" when only the KV cache is quantized
+  std::string kv_cache_algo;  ///< "" for none
   int64_t group_size = 0;
-  std::vector<std::string> excluded;   ///< uniform formats: exclude_modules
+  std::vector<std::string> excluded;                             ///< uniform formats: exclude_modules
   std::vector<std::pair<std::string, Format>> quantized_layers;  ///< MIXED_PRECISION: module order
 };
 
 /// Quantized modules must be all those with a format; `unquantized` every other module that owns a weight a server would quantize.
-ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions, const std::string& kv_cache);
+ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions,
+                               const std::string& kv_cache);
 
 /// ModelOpt's summary of unquantized module names: the shortest prefix glob that no quantized module matches. Sorted, unique.
 std::vector<std::string> summarize_excluded(const std::vector<std::string>& unquantized, const std::vector<std::string>& quantized);

@@ -17,7 +17,8 @@ const std::array<FormatInfo, 4> kFormats{{
 const std::array<Preset, 3> kPresets{{{"none", "none", "minmax"}, {"fp8", "fp8", "minmax"}, {"nvfp4", "nvfp4", "minmax"}}};
 
 /// Names of the public contract that a later version brings.
-const std::vector<std::string> kLater{"fp8_pb_wo", "fp8_pc_pt", "int8_sq", "int8_wo", "int4_awq", "w4a8_awq", "nvfp4_awq", "mxfp8", "mxfp4", "auto", "w4a16_nvfp4"};
+const std::vector<std::string> kLater{"fp8_pb_wo", "fp8_pc_pt", "int8_sq", "int8_wo", "int4_awq",   "w4a8_awq",
+                                      "nvfp4_awq", "mxfp8",     "mxfp4",   "auto",    "w4a16_nvfp4"};
 
 Error unknown(const std::string& what, const std::string& name, const std::string& where, const std::string& list) {
   const bool later = std::find(kLater.begin(), kLater.end(), name) != kLater.end();
@@ -49,16 +50,17 @@ Preset find_preset(const std::string& name, const std::string& where) {
 std::vector<EncodedTensor> encoded_tensors(Format format, const layers::LinearSpec& linear) {
   const EncodedTensor input_scale{".input_scale", DType::kF32, 0};
   switch (format) {
-    case Format::kFp8: return {{".weight", DType::kF8E4M3, linear.in}, {".weight_scale", DType::kF32, 0}, input_scale};
+    case Format::kFp8:
+      return {{".weight", DType::kF8E4M3, linear.in}, {".weight_scale", DType::kF32, 0}, input_scale};
     case Format::kNvfp4:
     case Format::kNvfp4WeightOnly: {
-      std::vector<EncodedTensor> tensors{{".weight", DType::kU8, linear.in / 2},
-                                         {".weight_scale", DType::kF8E4M3, linear.in / 16},
-                                         {".weight_scale_2", DType::kF32, 0}};
+      std::vector<EncodedTensor> tensors{
+          {".weight", DType::kU8, linear.in / 2}, {".weight_scale", DType::kF8E4M3, linear.in / 16}, {".weight_scale_2", DType::kF32, 0}};
       if (format == Format::kNvfp4) tensors.push_back(input_scale);
       return tensors;
     }
-    case Format::kNone: break;
+    case Format::kNone:
+      break;
   }
   throw bug("an unquantized linear has no encoding");
 }

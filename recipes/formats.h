@@ -17,8 +17,8 @@ enum class Format { kNone, kFp8, kNvfp4, kNvfp4WeightOnly };
 
 struct FormatInfo {
   Format format = Format::kNone;
-  std::string name;                  ///< in recipes
-  std::string quant_algo;            ///< in hf_quant_config.json
+  std::string name;        ///< in recipes
+  std::string quant_algo;  ///< in hf_quant_config.json
   bool quantizes_activations = false;
   bool shares_weight_scale = false;  ///< one global weight scale per scale group
   int64_t group_size = 0;            ///< inputs per block scale; 0: none. Must divide the linear's input width

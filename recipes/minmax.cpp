@@ -31,7 +31,8 @@ std::vector<LinearScales> minmax_scales(const layers::LayerSpec& layer, const st
     const float zero_means = format == Format::kFp8 ? kE4M3Max : kE2M1Max;
     scales[i].weight_scale = or_format_max(weight_amax, zero_means, linear.module, "the weight", notes) / step;
     if (info(format).quantizes_activations)
-      scales[i].input_scale = or_format_max(statistics.input_amax.at(linear.input_group), zero_means, linear.module, "the input", notes) / step;
+      scales[i].input_scale =
+          or_format_max(statistics.input_amax.at(linear.input_group), zero_means, linear.module, "the input", notes) / step;
   }
   return scales;
 }

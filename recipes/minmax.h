@@ -12,9 +12,9 @@ namespace ptq::recipes {
 
 /// What calibration saw of one layer, merged over all ranks.
 struct LayerStatistics {
-  std::vector<float> weight_amax;           ///< per linear
-  std::map<int, float> input_amax;          ///< per input group; absent: not observed
-  float key_amax = -1, value_amax = -1;     ///< after rope, whole layer; -1: not observed
+  std::vector<float> weight_amax;        ///< per linear
+  std::map<int, float> input_amax;       ///< per input group; absent: not observed
+  float key_amax = -1, value_amax = -1;  ///< after rope, whole layer; -1: not observed
 };
 
 /// A scale that had nothing to measure and why: listed in the log and the manifest, never silent.

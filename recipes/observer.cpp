@@ -9,8 +9,9 @@ namespace ptq::recipes {
 float Observer::observe(const Tensor& x, const layers::LayerSpec& layer, const std::string& what, const layers::Batch& batch) {
   const kernels::Amax found = kernels::amax(x);
   if (found.non_finite_row >= 0 && !error_)
-    error_ = data_error("NaN or Inf in the activations: " + what + ", sample " + std::to_string(batch.row_of(found.non_finite_row)), layer.prefix,
-                        "the weights overflow on this text: check the checkpoint, or take the sample out of calibration.data");
+    error_ =
+        data_error("NaN or Inf in the activations: " + what + ", sample " + std::to_string(batch.row_of(found.non_finite_row)),
+                   layer.prefix, "the weights overflow on this text: check the checkpoint, or take the sample out of calibration.data");
   return found.value;
 }
 

@@ -28,14 +28,16 @@ std::string apply_override(const YAML::Node& root, const std::string& text) {
   size_t begin = 0;
   for (size_t dot; (dot = key.find('.', begin)) != std::string::npos; begin = dot + 1) {
     node.reset(node[key.substr(begin, dot - begin)]);
-    if (node.IsDefined() && !node.IsNull() && !node.IsMap()) throw user_error("'" + key + "': '" + key.substr(0, dot) + "' is not a mapping", "command line");
+    if (node.IsDefined() && !node.IsNull() && !node.IsMap())
+      throw user_error("'" + key + "': '" + key.substr(0, dot) + "' is not a mapping", "command line");
   }
   node[key.substr(begin)] = value;
   return key;
 }
 
 void at_least(const Recipe& recipe, const std::string& key, int64_t value, int64_t least) {
-  if (value < least) throw user_error("'" + key + "' is " + std::to_string(value) + ", less than " + std::to_string(least), recipe.where(key));
+  if (value < least)
+    throw user_error("'" + key + "' is " + std::to_string(value) + ", less than " + std::to_string(least), recipe.where(key));
 }
 
 void read_quantization(Section quantization, Recipe& recipe) {
@@ -64,7 +66,8 @@ void read_quantization(Section quantization, Recipe& recipe) {
     recipe.method = preset.method;
   } else {
     if (!has_format && recipe.kv_cache == "none" && recipe.rules.empty())
-      throw user_error("nothing says what to quantize to", recipe.file + "  quantization", "write quantization: {preset: nvfp4} (or fp8, ...)");
+      throw user_error("nothing says what to quantize to", recipe.file + "  quantization",
+                       "write quantization: {preset: nvfp4} (or fp8, ...)");
     if (has_format) recipe.format = format;
     if (has_method) recipe.method = method;
   }
@@ -77,7 +80,8 @@ void read_quantization(Section quantization, Recipe& recipe) {
   if (recipe.method != "minmax")
     throw user_error("method '" + recipe.method + "' is not supported by this version", recipe.where("quantization.method"), "use minmax");
   if (recipe.kv_cache != "none" && recipe.kv_cache != "fp8")
-    throw user_error("kv_cache '" + recipe.kv_cache + "' is not supported by this version", recipe.where("quantization.kv_cache"), "use fp8 or none");
+    throw user_error("kv_cache '" + recipe.kv_cache + "' is not supported by this version", recipe.where("quantization.kv_cache"),
+                     "use fp8 or none");
 }
 
 }  // namespace

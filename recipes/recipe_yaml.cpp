@@ -39,17 +39,16 @@ std::string to_yaml(const Recipe& recipe, bool all) {
   out << YAML::Key << "output" << YAML::Value << YAML::BeginMap << YAML::Key << "path" << YAML::Value << recipe.output_path;
   out << YAML::Key << "dialect" << YAML::Value << recipe.dialect << YAML::Key << "engine" << YAML::Value << recipe.engine;
   out << YAML::Key << "max_shard_size" << YAML::Value << recipe.max_shard_size;
-  if (all) out << YAML::Key << "overwrite" << YAML::Value << recipe.overwrite << YAML::Key << "verify" << YAML::Value << recipe.verify;
+  if (all)
+    out << YAML::Key << "overwrite" << YAML::Value << recipe.overwrite << YAML::Key << "verify" << YAML::Value << recipe.verify << YAML::Key
+        << "report" << YAML::Value << recipe.report;
   out << YAML::EndMap << YAML::EndMap;
   return std::string(out.c_str()) + "\n";
 }
 
 int64_t parse_bytes(const std::string& text, const std::string& where) {
-  static const std::map<std::string, double> units{{"", 1},       {"B", 1},
-                                                   {"KB", 1e3},   {"MB", 1e6},
-                                                   {"GB", 1e9},   {"TB", 1e12},
-                                                   {"KiB", 0x1p10}, {"MiB", 0x1p20},
-                                                   {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+  static const std::map<std::string, double> units{{"", 1},      {"B", 1},        {"KB", 1e3},     {"MB", 1e6},     {"GB", 1e9},
+                                                   {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
   size_t used = 0;
   double number = 0;
   try {

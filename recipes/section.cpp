@@ -20,7 +20,8 @@ T scalar(const YAML::Node& node, const std::string& key, const std::string& wher
 }  // namespace
 
 Section::Section(const YAML::Node& node, std::string path, Recipe& recipe) : node_(node), path_(std::move(path)), recipe_(recipe) {
-  if (node_.IsDefined() && !node_.IsNull() && !node_.IsMap()) throw user_error("'" + path_ + "' is not a mapping of keys", recipe_.where(path_));
+  if (node_.IsDefined() && !node_.IsNull() && !node_.IsMap())
+    throw user_error("'" + path_ + "' is not a mapping of keys", recipe_.where(path_));
 }
 
 void Section::read(const std::string& key, std::string& value) {
@@ -87,6 +88,7 @@ void Section::finish() const {
   if (!node_.IsMap()) return;
   std::set<std::string> seen;
   for (const auto& entry : node_) {
+    if (!entry.first.IsScalar()) throw user_error("a key is not a text", at(entry.first, ""));
     const auto key = entry.first.as<std::string>();
     if (!seen.insert(key).second) throw user_error("key '" + dotted(key) + "' is written twice", at(entry.first, key), "keep one of them");
     if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;

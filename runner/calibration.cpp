@@ -16,9 +16,9 @@ Tensor scalar(float value) {
 
 /// Input groups are numbered by what they feed, so a layer with few linears may have a number above their count.
 size_t group_count(const layers::LayerSpec& layer) {
-  int last = -1;
-  for (const auto& linear : layer.linears) last = std::max(last, linear.input_group);
-  return static_cast<size_t>(last + 1);
+  size_t count = 0;
+  for (const auto& linear : layer.linears) count = std::max(count, static_cast<size_t>(linear.input_group) + 1);
+  return count;
 }
 
 bool is_float(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16 || dtype == DType::kF32; }
@@ -104,7 +104,8 @@ void Calibration::window_done(const std::vector<LayerTensors>& layers) {
   }
 }
 
-void Calibration::write_linear(const layers::LinearSpec& linear, const Tensor& share, int64_t first_row, const recipes::LinearScales& scales) {
+void Calibration::write_linear(const layers::LinearSpec& linear, const Tensor& share, int64_t first_row,
+                               const recipes::LinearScales& scales) {
   if (share.dim(0) == 0) return;
   const recipes::Format format = plan_.decisions.at(linear.module).format;
   const auto quotient = recipe_.fp8_quotient == "modelopt" ? kernels::Fp8Quotient::kBf16 : kernels::Fp8Quotient::kExact;
@@ -160,8 +161,9 @@ void Calibration::quantize_head(Sweep& sweep) {
       const kernels::Amax found = kernels::amax(x);
       maxima[1] = std::max(maxima[1], found.value);
       if (found.non_finite_row >= 0 && !error)
-        error = data_error("NaN or Inf in the activations: input of lm_head, sample " + std::to_string(sweep.batch(m).row_of(found.non_finite_row)),
-                           "lm_head");
+        error = data_error(
+            "NaN or Inf in the activations: input of lm_head, sample " + std::to_string(sweep.batch(m).row_of(found.non_finite_row)),
+            "lm_head");
     }
   }
   world.agree(error);

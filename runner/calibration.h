@@ -15,7 +15,8 @@ namespace ptq::runner {
 
 class Calibration : public SweepClient {
  public:
-  Calibration(const SourceModel& source, const recipes::Recipe& recipe, const ExportPlan& plan, const parallel::Mesh& mesh, OutputStream& output);
+  Calibration(const SourceModel& source, const recipes::Recipe& recipe, const ExportPlan& plan, const parallel::Mesh& mesh,
+              OutputStream& output);
 
   /// Checks the shares for NaN and Inf and keeps each linear's weight amax.
   void loaded(const LayerTensors& tensors) override;

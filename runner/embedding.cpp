@@ -7,8 +7,9 @@
 
 namespace ptq::runner {
 
-void look_up_embeddings(const checkpoint::Reader& reader, const checkpoint::TensorEntry& table, const std::vector<std::vector<int32_t>>& ids,
-                        DType dtype, const std::function<void(int64_t, const Tensor&)>& keep) {
+void look_up_embeddings(const checkpoint::Reader& reader, const checkpoint::TensorEntry& table,
+                        const std::vector<std::vector<int32_t>>& ids, DType dtype,
+                        const std::function<void(int64_t, const Tensor&)>& keep) {
   const int64_t vocab = table.shape[0], width = table.shape[1];
   std::vector<int32_t> distinct;
   std::vector<bool> seen(static_cast<size_t>(vocab), false);
@@ -38,14 +39,15 @@ void look_up_embeddings(const checkpoint::Reader& reader, const checkpoint::Tens
   }
   if (!distinct.empty())
     if (const int64_t bad = kernels::amax(rows).non_finite_row; bad >= 0)
-      throw data_error("NaN or Inf in the weights: row " + std::to_string(distinct[static_cast<size_t>(bad)]) + " of " + table.name, table.file,
-                       "the checkpoint is damaged: download or convert it again");
+      throw data_error("NaN or Inf in the weights: row " + std::to_string(distinct[static_cast<size_t>(bad)]) + " of " + table.name,
+                       table.file, "the checkpoint is damaged: download or convert it again");
 
   for (size_t m = 0; m < ids.size(); ++m) {
     const auto count = static_cast<int64_t>(ids[m].size());
     const Tensor picked = Tensor::empty({count, width}, table.dtype);
     for (size_t t = 0; t < ids[m].size(); ++t)
-      std::memcpy(picked.raw() + t * row_bytes, rows.raw() + static_cast<size_t>(place_of[static_cast<size_t>(ids[m][t])]) * row_bytes, row_bytes);
+      std::memcpy(picked.raw() + t * row_bytes, rows.raw() + static_cast<size_t>(place_of[static_cast<size_t>(ids[m][t])]) * row_bytes,
+                  row_bytes);
     if (dtype == table.dtype) {
       keep(static_cast<int64_t>(m), picked);
       continue;

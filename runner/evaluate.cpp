@@ -52,7 +52,8 @@ Tensor labels_of(const Rows& rows, const layers::Batch& batch, int64_t first_row
   return labels;
 }
 
-void score_batch(EvaluatedModel& model, EvaluatedModel* reference, int64_t m, const Tensor& labels, std::vector<RowScore>& scores, int64_t first_row) {
+void score_batch(EvaluatedModel& model, EvaluatedModel* reference, int64_t m, const Tensor& labels, std::vector<RowScore>& scores,
+                 int64_t first_row) {
   const layers::Batch& batch = model.batch(m);
   const int64_t step = logit_rows(model.vocab());
   const Tensor states = model.final_states(m);
@@ -89,7 +90,8 @@ void score_batch(EvaluatedModel& model, EvaluatedModel* reference, int64_t m, co
 /// Everyone's rows in row order, added up in that order.
 RowScore total(parallel::Communicator& world, const std::vector<RowScore>& mine, int64_t rows) {
   std::vector<int64_t> bytes;
-  for (int r = 0; r < world.size(); ++r) bytes.push_back(parallel::even_share(rows, world.size(), r).size() * static_cast<int64_t>(sizeof(RowScore)));
+  for (int r = 0; r < world.size(); ++r)
+    bytes.push_back(parallel::even_share(rows, world.size(), r).size() * static_cast<int64_t>(sizeof(RowScore)));
   std::vector<RowScore> all(static_cast<size_t>(rows));
   world.all_gather(mine.data(), bytes, all.data());
   RowScore sum;
@@ -104,7 +106,10 @@ RowScore total(parallel::Communicator& world, const std::vector<RowScore>& mine,
 }
 
 void print_result(const EvaluateOptions& options, const RowScore& sum, int64_t rows) {
-  Json result{{"model", options.model}, {"perplexity", std::exp(sum.loss / sum.tokens)}, {"tokens", static_cast<int64_t>(sum.tokens)}, {"documents", rows}};
+  Json result{{"model", options.model},
+              {"perplexity", std::exp(sum.loss / sum.tokens)},
+              {"tokens", static_cast<int64_t>(sum.tokens)},
+              {"documents", rows}};
   if (!options.reference.empty()) {
     result["reference"] = options.reference;
     result["reference_perplexity"] = std::exp(sum.reference_loss / sum.tokens);
@@ -115,17 +120,20 @@ void print_result(const EvaluateOptions& options, const RowScore& sum, int64_t r
     fmt::print("{}\n", result.dump());
     return;
   }
-  fmt::print("perplexity {:.4f}  ({} tokens of {} documents)\n", result["perplexity"].get<double>(), static_cast<int64_t>(sum.tokens), rows);
+  fmt::print("perplexity {:.4f}  ({} tokens of {} documents)\n", result["perplexity"].get<double>(), static_cast<int64_t>(sum.tokens),
+             rows);
   if (options.reference.empty()) return;
-  fmt::print("reference  {:.4f}\nKL(reference || model) {:.6f} nats a token\nsame top-1 token {:.2f} %\n", result["reference_perplexity"].get<double>(),
-             result["kl"].get<double>(), 100 * result["top1_agreement"].get<double>());
+  fmt::print("reference  {:.4f}\nKL(reference || model) {:.6f} nats a token\nsame top-1 token {:.2f} %\n",
+             result["reference_perplexity"].get<double>(), result["kl"].get<double>(), 100 * result["top1_agreement"].get<double>());
 }
 
-void write_logits(const EvaluateOptions& options, EvaluatedModel& model, parallel::Communicator& world, const Rows& rows, int64_t first_row) {
+void write_logits(const EvaluateOptions& options, EvaluatedModel& model, parallel::Communicator& world, const Rows& rows,
+                  int64_t first_row) {
   for (const auto& row : rows)
     if (row.size() != rows.front().size()) throw user_error("--logits needs rows of one length", options.input_ids);
   const auto length = static_cast<int64_t>(rows.front().size()), vocab = model.vocab();
-  const std::string header = checkpoint::make_safetensors_header({{"logits", DType::kF32, {static_cast<int64_t>(rows.size()), length, vocab}}});
+  const std::string header =
+      checkpoint::make_safetensors_header({{"logits", DType::kF32, {static_cast<int64_t>(rows.size()), length, vocab}}});
   world.on_root([&] {
     checkpoint::write_text(options.logits, header);
     std::filesystem::resize_file(options.logits, header.size() + rows.size() * static_cast<size_t>(length * vocab) * sizeof(float));

@@ -13,7 +13,7 @@ struct EvaluateOptions {
   int64_t samples = 0;  ///< documents; 0: all
   int64_t sequence_length = 512;
   bool fp32 = false, weights_only = false, json = false;
-  bool reference_fp32 = false;  ///< the reference computes in fp32 whatever the model does
+  bool reference_fp32 = false;    ///< the reference computes in fp32 whatever the model does
   std::string input_ids, logits;  ///< safetensors files, instead of text
   Verbosity verbosity = Verbosity::kNormal;
 };

@@ -126,8 +126,8 @@ SourceModel EvaluatedModel::open(const std::string& folder) {
   return source;
 }
 
-EvaluatedModel::EvaluatedModel(SourceModel source, const parallel::Mesh& mesh, const std::vector<std::vector<int32_t>>& rows, int64_t first_row,
-                               const EvaluateSettings& settings)
+EvaluatedModel::EvaluatedModel(SourceModel source, const parallel::Mesh& mesh, const std::vector<std::vector<int32_t>>& rows,
+                               int64_t first_row, const EvaluateSettings& settings)
     : source_(std::move(source)),
       settings_(settings),
       mesh_(mesh),
@@ -159,7 +159,8 @@ void EvaluatedModel::load_head() {
   });
   for (const Tensor& tensor : whole) {
     std::vector<int64_t> bytes;
-    for (int r = 0; r < mesh_.world().size(); ++r) bytes.push_back(parallel::even_share(tensor.dim(0), mesh_.world().size(), r).size() * tensor.row_bytes());
+    for (int r = 0; r < mesh_.world().size(); ++r)
+      bytes.push_back(parallel::even_share(tensor.dim(0), mesh_.world().size(), r).size() * tensor.row_bytes());
     const parallel::Range share = world_share(tensor.dim(0), mesh_);
     mesh_.world().all_gather(tensor.raw() + share.begin * tensor.row_bytes(), bytes, tensor.raw());
   }

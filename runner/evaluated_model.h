@@ -12,8 +12,8 @@
 namespace ptq::runner {
 
 struct EvaluateSettings {
-  bool fp32 = false;           ///< f32 matrix product inputs instead of bf16
-  bool weights_only = false;   ///< leave activations and KV cache as they are
+  bool fp32 = false;          ///< f32 matrix product inputs instead of bf16
+  bool weights_only = false;  ///< leave activations and KV cache as they are
   int64_t host_memory = 0;
   std::string scratch;
 };

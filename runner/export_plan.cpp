@@ -28,7 +28,9 @@ ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe)
       done.insert(linear.module + ".weight");
       for (const auto& part : recipes::encoded_tensors(format, linear)) tensors.push_back(recipes::output_tensor(part, linear));
     }
-    if (!in_decoder || std::any_of(recipe.ignore.begin(), recipe.ignore.end(), [&](const auto& p) { return recipes::matches(p, linear.module); })) return;
+    if (!in_decoder ||
+        std::any_of(recipe.ignore.begin(), recipe.ignore.end(), [&](const auto& p) { return recipes::matches(p, linear.module); }))
+      return;
     const auto count = static_cast<double>(linear.out * linear.in);
     weights += count;
     bits += count * (format == recipes::Format::kNone

@@ -26,7 +26,8 @@ constexpr const char* kVersion = "ptq-runner 0.1.0";
 struct Arguments {
   runner::QuantizeOptions quantize;
   runner::EvaluateOptions evaluate;
-  std::string inspect_path, tokenize_model, verify_folder, verify_source, verify_engine, device = "auto", compute = "bf16", reference_compute;
+  std::string inspect_path, tokenize_model, verify_folder, verify_source, verify_engine, device = "auto", compute = "bf16",
+                                                                                         reference_compute;
   bool json = false, no_special = false, quiet = false, verbose = false;
   int threads = 0;
 };
@@ -43,21 +44,25 @@ void add_common(CLI::App& app, Arguments& arguments) {
 void describe(CLI::App& app, Arguments& arguments) {
   app.set_version_flag("--version", kVersion);
   app.require_subcommand(1);
-  app.footer("A recipe alone is run: ptq-runner RECIPE.yaml [key=value ...], alone or under mpirun or srun.\n"
-             "Exit codes: 0 done and verified, 1 verification failed, 2 user error, 3 damaged data, 4 system, 70 bug.");
+  app.footer(
+      "A recipe alone is run: ptq-runner RECIPE.yaml [key=value ...], alone or under mpirun or srun.\n"
+      "Exit codes: 0 done and verified, 1 verification failed, 2 user error, 3 damaged data, 4 system, 70 bug.");
 
   auto* run = app.add_subcommand("run", "quantize a checkpoint as a recipe says");
   run->add_option("RECIPE", arguments.quantize.recipe_path, "recipe.yaml")->required();
   run->add_option("OVERRIDES", arguments.quantize.overrides, "key=value, e.g. parallel.tensor=2 output.path=/out");
   add_common(*run, arguments);
 
-  auto* evaluate = app.add_subcommand("evaluate", "perplexity of a checkpoint, plain or quantized; KL and top-1 agreement with a reference");
+  auto* evaluate =
+      app.add_subcommand("evaluate", "perplexity of a checkpoint, plain or quantized; KL and top-1 agreement with a reference");
   auto& options = arguments.evaluate;
   evaluate->add_option("--model", options.model, "folder")->required();
   evaluate->add_option("--reference", options.reference, "folder to compare with");
   evaluate->add_option("--text", options.text, "documents, .jsonl or .txt");
   evaluate->add_option("--samples", options.samples, "documents to read (default: all)")->check(CLI::NonNegativeNumber);
-  evaluate->add_option("--sequence-length", options.sequence_length, "tokens of each document")->check(CLI::PositiveNumber)->capture_default_str();
+  evaluate->add_option("--sequence-length", options.sequence_length, "tokens of each document")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   evaluate->add_option("--compute", arguments.compute, "bf16 or fp32")->check(CLI::IsMember({"bf16", "fp32"}))->capture_default_str();
   evaluate->add_option("--reference-compute", arguments.reference_compute, "the same for the reference (default: as --compute)")
       ->check(CLI::IsMember({"bf16", "fp32"}));
@@ -108,7 +113,8 @@ void verify(parallel::Session& session, const Arguments& arguments) {
     std::fflush(stdout);
   }
   if (!result.failures.empty())
-    throw parallel::AgreedError(Error(ErrorKind::kCheck, std::to_string(result.failures.size()) + " checks failed", arguments.verify_folder));
+    throw parallel::AgreedError(
+        Error(ErrorKind::kCheck, std::to_string(result.failures.size()) + " checks failed", arguments.verify_folder));
 }
 
 /// Threads and arithmetic, the same kernel on every rank: the weakest processor's.
@@ -116,7 +122,8 @@ void set_up_compute(parallel::Session& session, const Arguments& arguments) {
   parallel::Communicator& world = session.world();
   world.together([&] {
     session.check_task_count();
-    if (arguments.device == "cuda") throw user_error("this build has no CUDA backend", "--device", "use --device cpu, or build with ./dev build cuda");
+    if (arguments.device == "cuda")
+      throw user_error("this build has no CUDA backend", "--device", "use --device cpu, or build with ./dev build cuda");
   });
   set_num_threads(arguments.threads > 0 ? arguments.threads : runner::default_threads(session.local_ranks()));
   auto weakest = -static_cast<int64_t>(kernels::best_matmul_kernel());
@@ -126,7 +133,9 @@ void set_up_compute(parallel::Session& session, const Arguments& arguments) {
 
 void dispatch(parallel::Session& session, CLI::App& app, Arguments& arguments) {
   const std::string command = app.get_subcommands().front()->get_name();
-  const auto verbosity = arguments.quiet ? runner::Verbosity::kQuiet : arguments.verbose ? runner::Verbosity::kVerbose : runner::Verbosity::kNormal;
+  const auto verbosity = arguments.quiet     ? runner::Verbosity::kQuiet
+                         : arguments.verbose ? runner::Verbosity::kVerbose
+                                             : runner::Verbosity::kNormal;
   arguments.quantize.verbosity = arguments.evaluate.verbosity = verbosity;
   arguments.evaluate.fp32 = arguments.compute == "fp32";
   arguments.evaluate.reference_fp32 = arguments.reference_compute == "fp32";
@@ -138,7 +147,8 @@ void dispatch(parallel::Session& session, CLI::App& app, Arguments& arguments) {
   } else if (command == "evaluate") {
     world.together([&] {
       const auto& options = arguments.evaluate;
-      if (options.text.empty() == options.input_ids.empty()) throw user_error("evaluate needs either --text or --input-ids", "command line");
+      if (options.text.empty() == options.input_ids.empty())
+        throw user_error("evaluate needs either --text or --input-ids", "command line");
       if (options.input_ids.empty() != options.logits.empty()) throw user_error("--input-ids and --logits go together", "command line");
     });
     set_up_compute(session, arguments);
@@ -175,7 +185,8 @@ int main(int argc, char** argv) {
   // A first word that is neither a flag nor a subcommand is a recipe.
   const auto subcommands = app.get_subcommands([](const CLI::App*) { return true; });
   const auto is_first_word = [&](const CLI::App* subcommand) { return subcommand->get_name() == words[0]; };
-  if (!words.empty() && words[0][0] != '-' && std::none_of(subcommands.begin(), subcommands.end(), is_first_word)) words.insert(words.begin(), "run");
+  if (!words.empty() && words[0][0] != '-' && std::none_of(subcommands.begin(), subcommands.end(), is_first_word))
+    words.insert(words.begin(), "run");
 
   try {
     parallel::Session session = parallel::Session::open(&argc, &argv);

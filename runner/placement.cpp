@@ -12,8 +12,9 @@ Placement place(const layers::LayerSpec& layer, const layers::TensorSpec& tensor
   const auto [data, pipeline, tensors] = mesh.shape();
   const layers::AttentionSpec* attention = layer.attention();
   const bool is_linear = tensor.linear >= 0 && tensor.split != layers::Split::kWhole;
-  placement.slice = is_linear ? layers::tensor_slice(layer.linears[static_cast<size_t>(tensor.linear)], attention, tensors, mesh.tensor_rank())
-                              : Range{0, rows};
+  placement.slice = is_linear
+                        ? layers::tensor_slice(layer.linears[static_cast<size_t>(tensor.linear)], attention, tensors, mesh.tensor_rank())
+                        : Range{0, rows};
   placement.over_stage = !is_linear || !layers::slices_partition(tensor.split, attention, tensors);
   if (placement.over_stage) {
     const int64_t members = data * tensors;

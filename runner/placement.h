@@ -9,9 +9,9 @@
 namespace ptq::runner {
 
 struct Placement {
-  parallel::Range share;       ///< rows this rank reads from the source and writes to the output
-  parallel::Range slice;       ///< rows this rank computes with
-  bool over_stage = false;     ///< shares cover the tensor over the whole stage (else this slice, over the data group)
+  parallel::Range share;        ///< rows this rank reads from the source and writes to the output
+  parallel::Range slice;        ///< rows this rank computes with
+  bool over_stage = false;      ///< shares cover the tensor over the whole stage (else this slice, over the data group)
   std::vector<int64_t> shares;  ///< rows of every member of that group, in rank order
 };
 

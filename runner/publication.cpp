@@ -56,8 +56,9 @@ bool check_output_folder(const recipes::Recipe& recipe, const std::string& finge
   const auto made_by = complete_fingerprint(output);
   if (made_by == fingerprint) return true;
   if (!recipe.overwrite)
-    throw user_error(made_by ? "the output folder is there already, made from another recipe, source or data" : "the output folder is there already",
-                     recipe.where("output.path") + " = " + output, "choose another output.path, or set output.overwrite: true to replace it");
+    throw user_error(
+        made_by ? "the output folder is there already, made from another recipe, source or data" : "the output folder is there already",
+        recipe.where("output.path") + " = " + output, "choose another output.path, or set output.overwrite: true to replace it");
   return false;
 }
 
@@ -98,7 +99,8 @@ void write_companions(const std::string& work, const SourceModel& source, const 
   checkpoint::write_text(work + "/config.json", recipes::quantized_config(source.config, plan.metadata).dump(4) + "\n");
   if (!plan.metadata.quant_algo.empty() || !plan.metadata.kv_cache_algo.empty())
     checkpoint::write_text(work + "/hf_quant_config.json", recipes::hf_quant_config(plan.metadata).dump(4) + "\n");
-  if (const std::string index = plan.layout.index_json(); !index.empty()) checkpoint::write_text(work + "/model.safetensors.index.json", index);
+  if (const std::string index = plan.layout.index_json(); !index.empty())
+    checkpoint::write_text(work + "/model.safetensors.index.json", index);
 }
 
 checkpoint::Stats gather_statistics(parallel::Communicator& world, const checkpoint::Stats& mine) {
@@ -158,7 +160,8 @@ void publish_output(const std::string& work, const recipes::Recipe& recipe) {
     checkpoint::publish(work, recipe.output_path);
     return;
   }
-  if (!recipe.overwrite) throw user_error("the output folder appeared while this run was working", recipe.output_path, "move it away and run again");
+  if (!recipe.overwrite)
+    throw user_error("the output folder appeared while this run was working", recipe.output_path, "move it away and run again");
   checkpoint::publish_over(work, recipe.output_path);
 }
 

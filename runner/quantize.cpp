@@ -26,7 +26,8 @@ recipes::Recipe read_recipe(Communicator& world, const QuantizeOptions& options)
   std::string text;
   world.on_root([&] {
     if (!checkpoint::exists(options.recipe_path))
-      throw user_error("there is no such recipe", options.recipe_path, "give the path of a recipe.yaml; ptq-runner --help lists the subcommands");
+      throw user_error("there is no such recipe", options.recipe_path,
+                       "give the path of a recipe.yaml; ptq-runner --help lists the subcommands");
     text = checkpoint::read_text(options.recipe_path);
   });
   auto bytes = static_cast<int64_t>(text.size());
@@ -41,8 +42,10 @@ recipes::Recipe read_recipe(Communicator& world, const QuantizeOptions& options)
 parallel::MeshShape mesh_shape(const recipes::Recipe& recipe, int ranks) {
   const int64_t each = recipe.tensor * recipe.pipeline;
   if (ranks % each != 0)
-    throw user_error(fmt::format("tensor {} × pipeline {} = {} does not divide the {} rank(s) of this job", recipe.tensor, recipe.pipeline, each, ranks),
-                     recipe.where(recipe.tensor > 1 ? "parallel.tensor" : "parallel.pipeline"), "start a multiple of " + std::to_string(each) + " ranks");
+    throw user_error(
+        fmt::format("tensor {} × pipeline {} = {} does not divide the {} rank(s) of this job", recipe.tensor, recipe.pipeline, each, ranks),
+        recipe.where(recipe.tensor > 1 ? "parallel.tensor" : "parallel.pipeline"),
+        "start a multiple of " + std::to_string(each) + " ranks");
   return {static_cast<int>(ranks / each), static_cast<int>(recipe.pipeline), static_cast<int>(recipe.tensor)};
 }
 
@@ -51,9 +54,11 @@ std::vector<std::vector<int32_t>> read_rows(const recipes::Recipe& recipe, const
     throw user_error("'calibration.data' is missing, but this format needs to see activations", recipe.file + "  calibration.data",
                      "name a .jsonl, .txt or .safetensors file");
   std::optional<checkpoint::Tokenizer> tokenizer;
-  const bool has_text = std::any_of(recipe.calibration_data.begin(), recipe.calibration_data.end(),
-                                    [](const std::string& file) { return file.size() < 12 || file.substr(file.size() - 12) != ".safetensors"; });
-  if (has_text && checkpoint::exists(source.reader->folder() + "/tokenizer.json")) tokenizer.emplace(checkpoint::Tokenizer::open(source.reader->folder()));
+  const bool has_text = std::any_of(recipe.calibration_data.begin(), recipe.calibration_data.end(), [](const std::string& file) {
+    return file.size() < 12 || file.substr(file.size() - 12) != ".safetensors";
+  });
+  if (has_text && checkpoint::exists(source.reader->folder() + "/tokenizer.json"))
+    tokenizer.emplace(checkpoint::Tokenizer::open(source.reader->folder()));
   checkpoint::TextRequest request;
   request.files = recipe.calibration_data;
   request.samples = recipe.samples;
@@ -84,7 +89,8 @@ void copy_rest(const SourceModel& source, const ExportPlan& plan, const parallel
     if (rows == 0 || entry.bytes == 0) continue;
     const Range share = world_share(rows, mesh);
     const int64_t step = std::max<int64_t>(1, kPiece / (entry.bytes / rows));
-    for (int64_t begin = share.begin; begin < share.end; begin += step) units.push_back({{&entry, {begin, std::min(share.end, begin + step)}}});
+    for (int64_t begin = share.begin; begin < share.end; begin += step)
+      units.push_back({{&entry, {begin, std::min(share.end, begin + step)}}});
   }
   const std::vector<LoadUnit> pieces = units;
   WeightLoader loader(*source.reader, std::move(units), 2 * kPiece);
@@ -101,7 +107,8 @@ void copy_rest(const SourceModel& source, const ExportPlan& plan, const parallel
 /// Everything from the plan on: what fails here takes the work folder with it.
 class Job {
  public:
-  Job(parallel::Session& session, const recipes::Recipe& recipe, RunLog& log) : world_(session.world()), session_(session), recipe_(recipe), log_(log) {}
+  Job(parallel::Session& session, const recipes::Recipe& recipe, RunLog& log)
+      : world_(session.world()), session_(session), recipe_(recipe), log_(log) {}
 
   /// False when the output was there already, complete, from the same recipe.
   bool prepare();
@@ -139,8 +146,8 @@ bool Job::prepare() {
     layers::check_tensor_ranks(source_.spec, recipe_.tensor);
     const auto layers = static_cast<int64_t>(source_.spec.layers.size());
     if (recipe_.pipeline > layers)
-      throw user_error(fmt::format("there are more pipeline ranks ({}) than layers ({})", recipe_.pipeline, layers), recipe_.where("parallel.pipeline"),
-                       "lower parallel.pipeline");
+      throw user_error(fmt::format("there are more pipeline ranks ({}) than layers ({})", recipe_.pipeline, layers),
+                       recipe_.where("parallel.pipeline"), "lower parallel.pipeline");
     plan_ = plan_export(source_, recipe_);
     forward_ = recipes::needs_calibration(plan_.decisions, recipe_);
   });
@@ -165,8 +172,8 @@ bool Job::prepare() {
                       {"matmul", kernels::to_string(kernels::matmul_kernel())},
                       {"samples", rows_.size()},
                       {"tokens", tokens}});
-  log_.line(fmt::format("{} rank(s): data {} × pipeline {} × tensor {}, {} thread(s) each, {} arithmetic{}", world_.size(), shape_.data, shape_.pipeline,
-                        shape_.tensor, num_threads(), kernels::to_string(kernels::matmul_kernel()),
+  log_.line(fmt::format("{} rank(s): data {} × pipeline {} × tensor {}, {} thread(s) each, {} arithmetic{}", world_.size(), shape_.data,
+                        shape_.pipeline, shape_.tensor, num_threads(), kernels::to_string(kernels::matmul_kernel()),
                         forward_ ? fmt::format("; {} samples, {} tokens", rows_.size(), tokens) : "; weights only, no calibration"));
 
   int64_t complete = 0;
@@ -196,8 +203,9 @@ void Job::run() {
     log_.event("verified", {{"checks", verified_.checks}, {"failures", verified_.failures}, {"peak_bytes", peak_resident_bytes()}});
     if (!verified_.failures.empty()) {
       for (const auto& failure : verified_.failures) log_.warning(failure);
-      throw parallel::AgreedError(Error(ErrorKind::kCheck, fmt::format("verification failed: {} ({} failures)", verified_.failures.front(), verified_.failures.size()),
-                                        recipe_.output_path, "the output was not kept; check the disk, then run again"));
+      throw parallel::AgreedError(Error(
+          ErrorKind::kCheck, fmt::format("verification failed: {} ({} failures)", verified_.failures.front(), verified_.failures.size()),
+          recipe_.output_path, "the output was not kept; check the disk, then run again"));
     }
   }
   publish();
@@ -219,7 +227,8 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
   SweepProgress last;
   sweep.run(calibration, [&](const SweepProgress& progress) {
     const double layer_seconds = progress.seconds - last.seconds;
-    const double left = progress.seconds / static_cast<double>(progress.layers_done) * static_cast<double>(progress.layers - progress.layers_done);
+    const double left =
+        progress.seconds / static_cast<double>(progress.layers_done) * static_cast<double>(progress.layers - progress.layers_done);
     log_.event("layer", {{"layer", progress.layers_done},
                          {"layer_seconds", layer_seconds},
                          {"forward_seconds", progress.forward_seconds - last.forward_seconds},
@@ -229,13 +238,17 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
                          {"peak_bytes", peak_resident_bytes()}});
     const double layers_now = static_cast<double>(progress.layers_done - last.layers_done);
     std::string text = human_bytes(static_cast<double>(progress.bytes_read - last.bytes_read) / std::max(layer_seconds, 1e-9)) + "/s";
-    if (forward_) text = fmt::format("{:.0f} tokens/s a layer, ", static_cast<double>(progress.tokens) * layers_now / std::max(layer_seconds, 1e-9)) + text;
-    log_.progress(progress.layers_done, progress.layers, fmt::format("{}, peak {}, {} left", text, human_bytes(static_cast<double>(peak_resident_bytes())), human_seconds(left)));
+    if (forward_)
+      text = fmt::format("{:.0f} tokens/s a layer, ", static_cast<double>(progress.tokens) * layers_now / std::max(layer_seconds, 1e-9)) +
+             text;
+    log_.progress(progress.layers_done, progress.layers,
+                  fmt::format("{}, peak {}, {} left", text, human_bytes(static_cast<double>(peak_resident_bytes())), human_seconds(left)));
     last = progress;
   });
   if (sweep.spilled()) log_.line("hidden states did not fit into memory.host and were spilled to " + options.scratch);
   calibration.quantize_head(sweep);
-  log_.event("sweep", {{"seconds_total", last.seconds}, {"forward_seconds", last.forward_seconds}, {"read_wait_seconds", last.wait_seconds}});
+  log_.event("sweep",
+             {{"seconds_total", last.seconds}, {"forward_seconds", last.forward_seconds}, {"read_wait_seconds", last.wait_seconds}});
   copy_rest(source_, plan_, mesh, output);
   output.finish();
   world_.agree(output.error());
@@ -254,7 +267,8 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
 
 Json Job::manifest() const {
   Json decisions = Json::object();
-  for (const auto& [module, decision] : plan_.decisions) decisions[module] = {{"format", recipes::info(decision.format).name}, {"reason", decision.reason}};
+  for (const auto& [module, decision] : plan_.decisions)
+    decisions[module] = {{"format", recipes::info(decision.format).name}, {"reason", decision.reason}};
   Json notes = Json::array();
   for (const auto& note : notes_) notes.push_back({{"module", note.module}, {"note", note.note}});
   return {{"program", "ptq-runner 0.1.0"},
@@ -289,10 +303,12 @@ void Job::publish() {
   for (const auto& shard : plan_.layout.shards()) bytes += static_cast<double>(shard.bytes);
   log_.line("loads in:");
   for (const auto& engine : recipes::engine_support(plan_.metadata, recipe_.output_path))
-    log_.line(engine.loads ? fmt::format("  {:<13} {}", engine.engine, engine.command) : fmt::format("  {:<13} no: {}", engine.engine, engine.reason));
-  log_.line(fmt::format("{}  {}, {:.2f}× smaller than the source, {:.2f} bits per weight, {}, {} in all", recipe_.output_path, human_bytes(bytes),
-                        static_cast<double>(source_.weight_bytes) / bytes, plan_.bits_per_weight,
-                        recipe_.verify ? fmt::format("{} checks passed", verified_.checks) : "not verified", human_seconds(log_.seconds())));
+    log_.line(engine.loads ? fmt::format("  {:<13} {}", engine.engine, engine.command)
+                           : fmt::format("  {:<13} no: {}", engine.engine, engine.reason));
+  log_.line(fmt::format("{}  {}, {:.2f}× smaller than the source, {:.2f} bits per weight, {}, {} in all", recipe_.output_path,
+                        human_bytes(bytes), static_cast<double>(source_.weight_bytes) / bytes, plan_.bits_per_weight,
+                        recipe_.verify ? fmt::format("{} checks passed", verified_.checks) : "not verified",
+                        human_seconds(log_.seconds())));
 }
 
 }  // namespace

@@ -20,14 +20,16 @@ void check_tensor(const checkpoint::Reader& reader, const std::string& name, con
     throw data_error("tensor " + name + " has the shape " + to_string(entry->shape) + ", but config.json says " + to_string(shape),
                      reader.folder() + "/" + entry->file, "config.json and weights must be of the same model");
   if (!is_float(entry->dtype))
-    throw data_error("tensor " + name + " is stored as " + std::string(dtype_name(entry->dtype)) + ", which cannot be a source of quantization",
-                     reader.folder() + "/" + entry->file, "start from the BF16, F16 or F32 checkpoint");
+    throw data_error(
+        "tensor " + name + " is stored as " + std::string(dtype_name(entry->dtype)) + ", which cannot be a source of quantization",
+        reader.folder() + "/" + entry->file, "start from the BF16, F16 or F32 checkpoint");
 }
 
 std::string fingerprint_of(const checkpoint::Reader& reader, const checkpoint::Json& config) {
   std::string text = config.dump() + "\n";
   for (const auto& [name, entry] : reader.tensors())
-    text += name + " " + std::string(dtype_name(entry.dtype)) + " " + to_string(entry.shape) + " " + entry.file + " " + std::to_string(entry.offset) + "\n";
+    text += name + " " + std::string(dtype_name(entry.dtype)) + " " + to_string(entry.shape) + " " + entry.file + " " +
+            std::to_string(entry.offset) + "\n";
   // Weights changed in place keep their headers; the files' sizes and times tell.
   std::set<std::string> files;
   for (const auto& [name, entry] : reader.tensors()) files.insert(entry.file);
@@ -67,7 +69,8 @@ void check_tensors(const SourceModel& source) {
   const layers::ModelSpec& model = source.spec;
   check_tensor(*source.reader, model.embedding, {model.vocab, model.hidden});
   check_tensor(*source.reader, model.final_norm.module + ".weight", {model.hidden});
-  if (model.final_norm.kind == layers::NormSpec::Kind::kLayerNorm1p) check_tensor(*source.reader, model.final_norm.module + ".bias", {model.hidden});
+  if (model.final_norm.kind == layers::NormSpec::Kind::kLayerNorm1p)
+    check_tensor(*source.reader, model.final_norm.module + ".bias", {model.hidden});
   check_tensor(*source.reader, model.head_weight(), {model.vocab, model.hidden});
   for (const auto& layer : model.layers)
     for (const auto& tensor : layer.tensors) check_tensor(*source.reader, tensor.name, tensor.shape);
@@ -85,7 +88,8 @@ recipes::Format stored_format(const checkpoint::Reader& reader, const layers::Li
     }
     if (fits) return format;
   }
-  throw data_error(linear.module + " is stored as " + std::string(dtype_name(weight.dtype)) + " " + to_string(weight.shape) + " in a layout this version does not read",
+  throw data_error(linear.module + " is stored as " + std::string(dtype_name(weight.dtype)) + " " + to_string(weight.shape) +
+                       " in a layout this version does not read",
                    reader.folder() + "/" + weight.file);
 }
 

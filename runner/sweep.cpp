@@ -237,7 +237,8 @@ void Sweep::run_window(const Window& window, SweepClient& client, const std::vec
   parallel::Communicator& pipeline = mesh_.pipeline();
   std::vector<layers::LayerWeights> weights;
   for (const auto& layer : layers) weights.push_back(client.weights(layer));
-  require(static_cast<int64_t>(layers.size()) == window.boundaries[static_cast<size_t>(stage) + 1] - window.boundaries[static_cast<size_t>(stage)],
+  require(static_cast<int64_t>(layers.size()) ==
+              window.boundaries[static_cast<size_t>(stage) + 1] - window.boundaries[static_cast<size_t>(stage)],
           "a stage without its layers");
   const layers::ForwardContext context{options_.operand, &rope_, model_.rope.rotary_dim, &mesh_.tensor(), &client.hooks(), &workspace_};
 

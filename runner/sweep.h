@@ -23,8 +23,8 @@ struct LayerTensors {
   const layers::LayerSpec* layer = nullptr;
   std::vector<layers::TensorSpec> specs;
   std::vector<Placement> placements;
-  std::vector<Tensor> shares;             ///< rows this rank reads and owns
-  std::map<std::string, Tensor> slices;   ///< rows it computes with; empty when the sweep computes nothing
+  std::vector<Tensor> shares;            ///< rows this rank reads and owns
+  std::map<std::string, Tensor> slices;  ///< rows it computes with; empty when the sweep computes nothing
 };
 
 /// What a sweep is for. Methods run on the main thread; only those that say so communicate.
@@ -47,12 +47,12 @@ class SweepClient {
 };
 
 struct SweepOptions {
-  bool forward = true;               ///< false: read, loaded() and window_done() only
-  DType operand = DType::kBF16;      ///< of matrix product inputs
-  DType hidden = DType::kBF16;       ///< of the hidden states kept
-  int64_t host_memory = 0;           ///< bytes this rank may use in all
-  std::string scratch;               ///< folder for spilled hidden states
-  int64_t micro_batch = 0;           ///< tokens computed at a time, unless one row is longer; 0: as many as memory allows
+  bool forward = true;           ///< false: read, loaded() and window_done() only
+  DType operand = DType::kBF16;  ///< of matrix product inputs
+  DType hidden = DType::kBF16;   ///< of the hidden states kept
+  int64_t host_memory = 0;       ///< bytes this rank may use in all
+  std::string scratch;           ///< folder for spilled hidden states
+  int64_t micro_batch = 0;       ///< tokens computed at a time, unless one row is longer; 0: as many as memory allows
 };
 
 struct SweepProgress {
@@ -64,8 +64,8 @@ struct SweepProgress {
 class Sweep {
  public:
   /// rows: this data rank's token rows; first_row their index among all. Throws a user Error when host_memory is too small.
-  Sweep(const layers::ModelSpec& model, const checkpoint::Reader& reader, const parallel::Mesh& mesh, std::vector<std::vector<int32_t>> rows,
-        int64_t first_row, SweepOptions options);
+  Sweep(const layers::ModelSpec& model, const checkpoint::Reader& reader, const parallel::Mesh& mesh,
+        std::vector<std::vector<int32_t>> rows, int64_t first_row, SweepOptions options);
 
   /// Collective over the world. `on_window` is called on every rank after each window.
   void run(SweepClient& client, const std::function<void(const SweepProgress&)>& on_window);

@@ -57,10 +57,12 @@ void check_json(const std::string& folder, const Json& config, Judge& judge) {
   const Json file = checkpoint::read_json(folder + "/hf_quant_config.json");
   const Json& words = config.at("quantization_config");
   const Json quantization = file.value("quantization", Json::object());
-  judge.claim(file.contains("producer") && file.at("producer").value("name", "") == "modelopt", "hf_quant_config.json: producer.name is not modelopt");
+  judge.claim(file.contains("producer") && file.at("producer").value("name", "") == "modelopt",
+              "hf_quant_config.json: producer.name is not modelopt");
   judge.claim(words.value("quant_method", "") == "modelopt", "config.json: quant_method is not modelopt");
-  judge.claim(quantization.contains("quant_algo") && words.contains("quant_algo") && quantization.at("quant_algo") == words.at("quant_algo"),
-              "the two JSON files name different quant_algo");
+  judge.claim(
+      quantization.contains("quant_algo") && words.contains("quant_algo") && quantization.at("quant_algo") == words.at("quant_algo"),
+      "the two JSON files name different quant_algo");
   judge.claim(quantization.contains("kv_cache_quant_algo"), "hf_quant_config.json: kv_cache_quant_algo is missing");
   const Json excluded = quantization.value("exclude_modules", Json::array()), ignored = words.value("ignore", Json::array());
   judge.claim(excluded == ignored, "exclude_modules and ignore differ");
@@ -119,7 +121,8 @@ void check_groups(const Export& exported, const layers::LayerSpec& layer, Judge&
       const auto &a = layer.linears[i], &b = layer.linears[j];
       const recipes::Format format = exported.formats.at(a.module);
       if (a.scale_group != b.scale_group) continue;
-      judge.claim(format == exported.formats.at(b.module), a.module + " and " + b.module + " are fused by servers but have different formats");
+      judge.claim(format == exported.formats.at(b.module),
+                  a.module + " and " + b.module + " are fused by servers but have different formats");
       if (format == recipes::Format::kNone || format != exported.formats.at(b.module)) continue;
       if (recipes::info(format).shares_weight_scale)
         judge.claim(read_scalar(reader, a.module + ".weight_scale_2") == read_scalar(reader, b.module + ".weight_scale_2"),
@@ -155,7 +158,8 @@ void check_layout(const checkpoint::Reader& reader, const checkpoint::OutputLayo
     }
 }
 
-void check_copies(const Export& exported, const checkpoint::Reader& source, const std::set<std::string>& encoded, int64_t ranks, int64_t rank, Judge& judge) {
+void check_copies(const Export& exported, const checkpoint::Reader& source, const std::set<std::string>& encoded, int64_t ranks,
+                  int64_t rank, Judge& judge) {
   const checkpoint::Reader& reader = *exported.model.reader;
   int64_t turn = 0;
   for (const auto& [name, entry] : reader.tensors()) {
@@ -174,7 +178,8 @@ void check_copies(const Export& exported, const checkpoint::Reader& source, cons
   }
 }
 
-void judge_share(const std::string& folder, const std::string& source, const checkpoint::OutputLayout* expected, int64_t ranks, int64_t rank, Judge& judge) {
+void judge_share(const std::string& folder, const std::string& source, const checkpoint::OutputLayout* expected, int64_t ranks,
+                 int64_t rank, Judge& judge) {
   const SourceModel model = open_source(folder);
   Export exported{model, {}, {}};
   for (const auto& layer : model.spec.layers)
@@ -227,7 +232,8 @@ void check_sums(const std::string& folder, parallel::Communicator& world, Judge&
     return;
   }
   for (const auto& [name, sum] : listed.items())
-    judge.claim(files.value(name, "") == sum.get<std::string>(), name + (files.contains(name) ? " is not the file whose SHA-256 the manifest keeps" : " is missing"));
+    judge.claim(files.value(name, "") == sum.get<std::string>(),
+                name + (files.contains(name) ? " is not the file whose SHA-256 the manifest keeps" : " is missing"));
   for (const auto& [name, sum] : files.items()) judge.claim(listed.contains(name), name + " is not in the manifest");
 }
 

@@ -10,8 +10,8 @@
 namespace ptq::runner {
 
 struct VerifyResult {
-  int64_t checks = 0;                   ///< single claims looked at
-  std::vector<std::string> failures;    ///< one sentence each, naming file or tensor
+  int64_t checks = 0;                 ///< single claims looked at
+  std::vector<std::string> failures;  ///< one sentence each, naming file or tensor
 };
 
 /// Checks the export in `folder`, its tensors spread over the ranks of `world`: JSON files agree, index and shards agree, headers are well

@@ -42,13 +42,20 @@ Error errno_error(const std::string& call, const std::string& path, int errno_va
   std::string fix;
   switch (errno_value) {
     case ENOSPC:
-    case EDQUOT: fix = "free disk space or choose another output.path or scratch"; break;
+    case EDQUOT:
+      fix = "free disk space or choose another output.path or scratch";
+      break;
     case EACCES:
     case EPERM:
-    case EROFS: fix = "choose a place this user may write to, or change its permissions"; break;
+    case EROFS:
+      fix = "choose a place this user may write to, or change its permissions";
+      break;
     case EMFILE:
-    case ENFILE: fix = "raise the limit of open files (ulimit -n)"; break;
-    default: break;
+    case ENFILE:
+      fix = "raise the limit of open files (ulimit -n)";
+      break;
+    default:
+      break;
   }
   return system_error(call + ": " + std::strerror(errno_value), path, fix);
 }

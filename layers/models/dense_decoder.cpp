@@ -112,13 +112,14 @@ std::vector<bool> sliding_layers(const Config& config, size_t layers, const std:
 
 void apply_qwen_window(const Config& config, DenseDecoder& decoder) {
   if (!config.flag_or("use_sliding_window", false)) return;
-  const int64_t window = config.integer("sliding_window");
+  const int64_t window = positive(config, "sliding_window");
   const auto first = static_cast<size_t>(config.integer_or("max_window_layers", 28));
   const std::vector<bool> sliding = sliding_layers(config, decoder.layers.size(), [first](size_t i) { return i >= first; });
   for (size_t i = 0; i < decoder.layers.size(); ++i) decoder.layers[i].window = sliding[i] ? window : 0;
 }
 
 ModelSpec make_dense_decoder(const Config& config, const DenseDecoder& decoder) {
+  if (!(decoder.eps > 0)) throw config.error("rms_norm_eps", "(or norm_eps) is not positive");
   ModelSpec model;
   model.family = decoder.family;
   model.hidden = positive(config, "hidden_size");
@@ -141,7 +142,8 @@ ModelSpec make_dense_decoder(const Config& config, const DenseDecoder& decoder) 
                                                     ", which does not divide num_attention_heads = " + std::to_string(decoder.heads));
     if (choice.attention != DenseLayer::Attention::kNone) add_attention(layer, decoder, choice, model.hidden);
     if (choice.mlp != DenseLayer::Mlp::kNone) {
-      if (choice.mlp != DenseLayer::Mlp::kLinear && choice.intermediate <= 0) throw config.error("intermediate_size", "is missing or not positive");
+      if (choice.mlp != DenseLayer::Mlp::kLinear && choice.intermediate <= 0)
+        throw config.error("intermediate_size", "is missing or not positive");
       add_mlp(layer, decoder, choice, model.hidden);
     }
     model.layers.push_back(std::move(layer));

@@ -23,7 +23,8 @@ int64_t intermediate_size(double ffn_mult, int64_t hidden) {
 }
 
 void read_attention(const Config& config, const Json& block, const std::string& where, int64_t heads, DenseLayer& layer) {
-  for (const char* unused : {"window_length", "num_sink_tokens", "use_prefill_window_in_sink_attention", "unshifted_sink", "sparsify", "llama4", "mamba"})
+  for (const char* unused :
+       {"window_length", "num_sink_tokens", "use_prefill_window_in_sink_attention", "unshifted_sink", "sparsify", "llama4", "mamba"})
     if (set(block, unused)) throw config.error(where + "." + unused, "is set, which is not supported");
   if (set(block, "no_op")) {
     layer.attention = DenseLayer::Attention::kNone;

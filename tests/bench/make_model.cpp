@@ -44,7 +44,8 @@ int main(int argc, char** argv) {
   }
   const std::string folder = argv[1];
   const auto number = [&](int i) { return std::atoll(argv[i]); };
-  const int64_t hidden = number(2), layers = number(3), intermediate = number(4), heads = number(5), kv_heads = number(6), head_dim = number(7), vocab = number(8);
+  const int64_t hidden = number(2), layers = number(3), intermediate = number(4), heads = number(5), kv_heads = number(6),
+                head_dim = number(7), vocab = number(8);
   std::vector<checkpoint::OutputTensor> tensors;
   const auto add = [&](const std::string& name, Shape shape) { tensors.push_back({name, DType::kBF16, std::move(shape)}); };
   add("model.embed_tokens.weight", {vocab, hidden});
@@ -96,5 +97,6 @@ int main(int argc, char** argv) {
     for (auto& id : ids) id = static_cast<int32_t>(next(state) % static_cast<uint64_t>(vocab));
     checkpoint::write_safetensors(folder + "/data.safetensors", {{"input_ids", DType::kI32, {samples, tokens}}}, {ids.data()});
   }
-  fmt::print("{}: {:.1f} M parameters, {:.2f} GB\n", folder, static_cast<double>(layout.tensor_bytes()) / 2e6, static_cast<double>(layout.tensor_bytes()) / 1e9);
+  fmt::print("{}: {:.1f} M parameters, {:.2f} GB\n", folder, static_cast<double>(layout.tensor_bytes()) / 2e6,
+             static_cast<double>(layout.tensor_bytes()) / 1e9);
 }

@@ -52,6 +52,9 @@ TEST(ModelRefusals, SizesMustFitTogether) {
   expect_refused("LlamaForCausalLM", R"({"num_hidden_layers": 0})", "num_hidden_layers");
   expect_refused("LlamaForCausalLM", R"({"hidden_size": -16})", "hidden_size");
   expect_refused("LlamaForCausalLM", R"({"vocab_size": "many"})", "vocab_size");
+  expect_refused("LlamaForCausalLM", R"({"rms_norm_eps": -1})", "not positive");
+  expect_refused("MistralForCausalLM", R"({"sliding_window": -1})", "sliding_window");
+  expect_refused("Qwen2ForCausalLM", R"({"use_sliding_window": true, "sliding_window": 0})", "sliding_window");
   expect_refused("LlamaForCausalLM", R"({"head_dim": 5})", "rotary width of 5");
 }
 

@@ -215,6 +215,10 @@ TEST(Rope, WhatItDoesNotKnowItRefuses) {
   refuses(R"({"rope_scaling": [1]})", "rope_scaling");
   refuses(R"({"partial_rotary_factor": 0.05})", "partial_rotary_factor");
   refuses(R"({"partial_rotary_factor": 1.5})", "partial_rotary_factor");
+  refuses(R"({"rope_theta": 0})", "rope_theta");
+  refuses(R"({"rope_theta": -5})", "rope_theta");
+  refuses(R"({"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_fast": 0, "original_max_position_embeddings": 8}})", "beta_fast");
+  refuses(R"({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn", "factor": 2}})", "different rope types");
 }
 
 }  // namespace

@@ -159,6 +159,7 @@ TEST(Recipe, WhatIsNotARecipeIsRefused) {
   expect_refused("- a\n- b\n", "not a mapping");
   expect_refused("model: {path: in}\nquantization: [\n", "not YAML");
   expect_refused("a: b\n  c: d\n", "r.yaml:2");
+  expect_refused(std::string(kSmallest) + "[a, b]: c\n", "a key is not a text");
 }
 
 TEST(Recipe, AKeyWrittenTwiceIsRefused) {
@@ -301,6 +302,7 @@ TEST(ToYaml, KeepsWhatWasChosen) {
   EXPECT_EQ(again.max_shard_size, 100'000'000);
   EXPECT_TRUE(again.overwrite);
   EXPECT_FALSE(again.verify);
+  EXPECT_FALSE(again.report);
 }
 
 TEST(ToYaml, TheShortFormDoesNotSeeHowTheWorkIsDone) {

@@ -27,6 +27,8 @@ TEST(HumanSeconds, SaysMinutesAndHours) {
   EXPECT_EQ(human_seconds(2 * 3600 + 5 * 60 + 59), "2 h 5 min");
 }
 
+TEST(HumanSeconds, NeverSaysSixtySeconds) { EXPECT_EQ(human_seconds(59.97), "1 min 0 s"); }
+
 TEST(ResidentBytes, SeesMemoryComeAndGo) {
   const int64_t before = resident_bytes();
   {
