@@ -1,8 +1,5 @@
 #include "checkpoint/hf_reader.h"
 
-#include <fcntl.h>
-
-#include <algorithm>
 #include <unordered_map>
 #include <utility>
 
@@ -11,11 +8,6 @@
 #include "kernels/core/error.h"
 
 namespace ptq::checkpoint {
-
-namespace {
-/// Large enough for a disk to stream and for a parallel file system's stripes; small enough that progress shows between two of them.
-constexpr int64_t kChunkBytes = int64_t{8} << 20;
-}  // namespace
 
 bool HfReader::accepts(const std::string& path) { return has_hf_shards(path); }
 
@@ -53,38 +45,31 @@ void HfReader::add_file(const std::string& file, const std::vector<std::string>*
   }
 }
 
-int HfReader::descriptor(const std::string& file) const {
+const WeightFile& HfReader::weight_file(const std::string& file) const {
   const std::lock_guard lock(mutex_);
   const auto found = files_.find(file);
   require(found != files_.end(), "rows wanted of a tensor of another checkpoint");
-  File& opened = found->second;
-  if (!opened.fd) {
+  File& known = found->second;
+  if (!known.opened) {
     const std::string path = folder_ + "/" + file;
-    Fd fd = open_file(path, O_RDONLY);
-    if (const int64_t bytes = regular_file_bytes(fd.get(), path); bytes != opened.bytes)
-      throw data_error("the file is truncated or was changed: it had " + std::to_string(opened.bytes) +
-                           " bytes when the run began and has " + std::to_string(bytes) + " now",
+    auto opened = std::make_unique<WeightFile>(path);
+    if (opened->bytes() != known.bytes)
+      throw data_error("the file is truncated or was changed: it had " + std::to_string(known.bytes) +
+                           " bytes when the run began and has " + std::to_string(opened->bytes()) + " now",
                        path, "leave the checkpoint alone while it is read; if it was cut short, download it again");
-    ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_SEQUENTIAL);  // only a hint: its failure changes nothing
-    opened.fd = std::move(fd);
+    known.opened = std::move(opened);
   }
-  return opened.fd.get();
+  return *known.opened;
 }
 
 void HfReader::read_rows(const TensorEntry& tensor, int64_t begin, int64_t end, std::byte* out) const {
   require(0 <= begin && begin <= end && end <= tensor.rows(), "rows wanted outside the tensor");
   const int64_t total = (end - begin) * tensor.row_bytes();
   if (total == 0) return;
-  const int fd = descriptor(tensor.file);
-  const int64_t from = tensor.offset + begin * tensor.row_bytes();
-  for (int64_t done = 0; done < total;) {
-    const int64_t want = std::min(total - done, kChunkBytes);
-    const std::string path = folder_ + "/" + tensor.file;
-    if (read_at(fd, path, from + done, out + done, want) != want)
-      throw data_error("the file is truncated: it ends inside tensor " + quoted_name(tensor.name), path, "download it again");
-    bytes_read_ += want;
-    done += want;
-  }
+  if (weight_file(tensor.file).read(tensor.offset + begin * tensor.row_bytes(), out, total) != total)
+    throw data_error("the file is truncated: it ends inside tensor " + quoted_name(tensor.name), folder_ + "/" + tensor.file,
+                     "download it again");
+  bytes_read_ += total;
 }
 
 std::vector<std::string> HfReader::companion_files() const { return hf_companion_files(folder_); }

@@ -9,8 +9,8 @@
 #include <string_view>
 #include <vector>
 
-#include "checkpoint/file_descriptor.h"
 #include "checkpoint/reader.h"
+#include "checkpoint/weight_file.h"
 
 namespace ptq::checkpoint {
 
@@ -31,13 +31,13 @@ class HfReader : public Reader {
  private:
   explicit HfReader(const std::string& folder);
   void add_file(const std::string& file, const std::vector<std::string>* wanted);
-  int descriptor(const std::string& file) const;
+  const WeightFile& weight_file(const std::string& file) const;
 
   struct File {
-    int64_t bytes = 0;  ///< when its header was read
-    Fd fd;              ///< opened when it is first read from: a rank of many reads few of the files
+    int64_t bytes = 0;                   ///< when its header was read
+    std::unique_ptr<WeightFile> opened;  ///< when it is first read from: a rank of many reads few of the files
   };
-  mutable std::mutex mutex_;  ///< guards the descriptors
+  mutable std::mutex mutex_;  ///< guards the opening of files
   mutable std::map<std::string, File> files_;
 };
 

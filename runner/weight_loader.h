@@ -1,6 +1,6 @@
 #pragma once
 // The loader thread: reads unit after unit of weight rows from the source, always ahead of the main thread by at most a given number of
-// bytes. Never calls MPI, never touches the compute pool.
+// bytes, a unit by a few readers at once. Never calls MPI, never touches the compute pool.
 
 #include <condition_variable>
 #include <deque>

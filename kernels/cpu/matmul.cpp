@@ -203,13 +203,23 @@ void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y) {
   Scratch bias_scratch;
   const float* const bias_f32 = bias.defined() ? widened(bias, bias_scratch) : nullptr;
 
-  // Enough tasks that no thread waits long for the last one, but tall ones: a task packs its rows of W again.
+  // Enough tasks that no thread waits long for the last one. A task packs its rows of W and copies its tokens: tall tasks share the first,
+  // wide ones the second. Packing costs more, so outputs are cut first, tokens below half a thousand last.
   const int64_t wanted_tasks = num_threads() == 1 ? 1 : 4 * num_threads();
-  int64_t tile_outputs = kTileOutputs, tile_tokens = std::max<int64_t>(tokens, 1);
+  int64_t tile_outputs = kTileOutputs, tile_tokens = tokens;
   const auto tasks = [&] { return ((outputs + tile_outputs - 1) / tile_outputs) * ((tokens + tile_tokens - 1) / tile_tokens); };
-  while (tasks() < wanted_tasks && tile_tokens > 16 * kernels.tokens)
-    tile_tokens = (tile_tokens / 2 + kernels.tokens - 1) / kernels.tokens * kernels.tokens;
-  while (tasks() < wanted_tasks && tile_outputs > kernels.width) tile_outputs = std::max<int64_t>(tile_outputs / 2, kernels.width);
+  const auto cut_outputs = [&](int64_t least) {
+    while (tasks() < wanted_tasks && tile_outputs > least) tile_outputs = std::max(tile_outputs / 2, least);
+  };
+  const auto cut_tokens = [&](int64_t least) {
+    while (tasks() < wanted_tasks && tile_tokens > least)
+      tile_tokens = std::max((tile_tokens / 2 + kernels.tokens - 1) / kernels.tokens * kernels.tokens, least);
+  };
+  cut_outputs(kTileOutputs / 2);
+  cut_tokens(36 * kernels.tokens);
+  cut_outputs(kTileOutputs / 4);
+  cut_tokens(16 * kernels.tokens);
+  cut_outputs(kernels.width);
   const int64_t output_tiles = (outputs + tile_outputs - 1) / tile_outputs;
 
   const Product product{x, w, y, kernels, tokens, outputs, depth};
