@@ -162,16 +162,24 @@ Range Sweep::token_share(int64_t m) const {
 
 void Sweep::embed() {
   std::vector<int64_t> counts;
-  std::vector<std::vector<int32_t>> ids;
-  for (int64_t m = 0; m < micro_batches(); ++m) {
-    const Range share = token_share(m);
-    counts.push_back(share.size());
-    const auto& all = batch_ids_[static_cast<size_t>(m)];
-    ids.emplace_back(all.begin() + share.begin, all.begin() + share.end);
-  }
+  for (int64_t m = 0; m < micro_batches(); ++m) counts.push_back(token_share(m).size());
   store_ = HiddenStore::open(counts, model_.hidden, options_.hidden, spill_ ? options_.scratch : "");
-  look_up_embeddings(reader_, reader_.at(model_.embedding), ids, options_.hidden,
-                     [&](int64_t m, const Tensor& states) { store_->store(m, states); });
+  // Some micro-batches at a time: the rows they look up lie in memory together.
+  constexpr int64_t kRoom = int64_t{64} << 20;
+  const checkpoint::TensorEntry& table = reader_.at(model_.embedding);
+  for (int64_t begin = 0; begin < micro_batches();) {
+    std::vector<std::vector<int32_t>> ids;
+    for (int64_t bytes = 0; begin + static_cast<int64_t>(ids.size()) < micro_batches();) {
+      const int64_t m = begin + static_cast<int64_t>(ids.size());
+      bytes += counts[static_cast<size_t>(m)] * table.row_bytes();
+      if (bytes > kRoom && !ids.empty()) break;
+      const Range share = token_share(m);
+      const auto& all = batch_ids_[static_cast<size_t>(m)];
+      ids.emplace_back(all.begin() + share.begin, all.begin() + share.end);
+    }
+    look_up_embeddings(reader_, table, ids, options_.hidden, [&](int64_t m, const Tensor& states) { store_->store(begin + m, states); });
+    begin += static_cast<int64_t>(ids.size());
+  }
 }
 
 LayerTensors Sweep::take_layer(const SweepClient& client, WeightLoader& loader, int64_t layer) const {
