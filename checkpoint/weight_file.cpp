@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "kernels/core/error.h"
 
@@ -26,12 +26,11 @@ constexpr int64_t kDirectLeast = int64_t{1} << 20;
 
 /// One page-aligned buffer a thread, for pieces whose place in the file or in memory is not aligned.
 std::byte* bounce_buffer() {
-  struct Free {
-    void operator()(std::byte* memory) const { std::free(memory); }
-  };
-  thread_local const std::unique_ptr<std::byte, Free> buffer(
-      static_cast<std::byte*>(std::aligned_alloc(kPage, static_cast<size_t>(kPiece + 2 * kPage))));
-  return buffer.get();
+  constexpr size_t kBytes = static_cast<size_t>(kPiece + 2 * kPage);
+  thread_local std::vector<std::byte> memory(kBytes + static_cast<size_t>(kPage));
+  void* aligned = memory.data();
+  size_t room = memory.size();
+  return static_cast<std::byte*>(std::align(static_cast<size_t>(kPage), kBytes, aligned, room));
 }
 
 }  // namespace
@@ -64,7 +63,6 @@ bool WeightFile::is_cached(int64_t offset, int64_t bytes) const {
 
 int64_t WeightFile::read_direct(int64_t offset, std::byte* out, int64_t bytes) const {
   std::byte* const buffer = bounce_buffer();
-  if (!buffer) return -1;
   const int64_t first = offset / kPage * kPage, head = offset - first;
   const int64_t wanted = (head + bytes + kPage - 1) / kPage * kPage;
   int64_t done = 0;
