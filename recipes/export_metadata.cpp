@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <set>
 
+#include "recipes/version.h"
+
 namespace ptq::recipes {
 
 namespace {
 
 /// Readers look at producer.name; the version says which of ModelOpt's layouts this is. Our own name goes into an extra key.
-Json producer() { return {{"name", "modelopt"}, {"version", "0.47.0"}, {"generator", "ptq-runner 0.1.0"}}; }
+Json producer() { return {{"name", "modelopt"}, {"version", "0.47.0"}, {"generator", kProgram}}; }
 
 Json layer_words(Format format) {
   Json words{{"quant_algo", info(format).quant_algo}};

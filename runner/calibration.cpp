@@ -21,8 +21,6 @@ size_t group_count(const layers::LayerSpec& layer) {
   return count;
 }
 
-bool is_float(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16 || dtype == DType::kF32; }
-
 }  // namespace
 
 float checked_amax(const Tensor& rows, const std::string& name, const std::string& file) {

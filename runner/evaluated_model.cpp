@@ -18,12 +18,6 @@ SweepOptions sweep_options(const EvaluateSettings& settings) {
   return options;
 }
 
-float read_scalar(const checkpoint::Reader& reader, const std::string& name) {
-  const Tensor value = reader.read(name);
-  if (value.dtype() != DType::kF32 || value.numel() != 1) throw data_error("tensor " + name + " is not an F32 scalar", reader.folder());
-  return *reinterpret_cast<const float*>(value.raw());
-}
-
 }  // namespace
 
 EvaluationClient::EvaluationClient(const SourceModel& source, const EvaluateSettings& settings) : source_(source), settings_(settings) {

@@ -11,6 +11,7 @@
 #include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
 #include "parallel/session.h"
+#include "recipes/version.h"
 #include "runner/evaluate.h"
 #include "runner/inspect.h"
 #include "runner/machine.h"
@@ -20,8 +21,6 @@
 namespace {
 
 using namespace ptq;
-
-constexpr const char* kVersion = "ptq-runner 0.1.0";
 
 struct Arguments {
   runner::QuantizeOptions quantize;
@@ -42,7 +41,7 @@ void add_common(CLI::App& app, Arguments& arguments) {
 
 /// Sets up `app` with every subcommand. A first word that is no subcommand is a recipe.
 void describe(CLI::App& app, Arguments& arguments) {
-  app.set_version_flag("--version", kVersion);
+  app.set_version_flag("--version", recipes::kProgram);
   app.require_subcommand(1);
   app.footer(
       "A recipe alone is run: ptq-runner RECIPE.yaml [key=value ...], alone or under mpirun or srun.\n"

@@ -9,6 +9,7 @@
 #include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
 #include "layers/tensor_slices.h"
+#include "recipes/version.h"
 #include "runner/calibration.h"
 #include "runner/machine.h"
 #include "runner/publication.h"
@@ -157,7 +158,7 @@ bool Job::prepare() {
     if (forward_) rows_ = read_rows(recipe_, source_);
   });
   data_fingerprint_ = rows_fingerprint(rows_);
-  fingerprint_ = checkpoint::sha256_text(recipes::to_yaml(recipe_, false) + source_.fingerprint + data_fingerprint_ + "ptq-runner 0.1.0");
+  fingerprint_ = checkpoint::sha256_text(recipes::to_yaml(recipe_, false) + source_.fingerprint + data_fingerprint_ + recipes::kProgram);
   int64_t tokens = 0;
   for (const auto& row : rows_) tokens += static_cast<int64_t>(row.size());
   log_.event("plan", {{"family", source_.spec.family},
@@ -271,7 +272,7 @@ Json Job::manifest() const {
     decisions[module] = {{"format", recipes::info(decision.format).name}, {"reason", decision.reason}};
   Json notes = Json::array();
   for (const auto& note : notes_) notes.push_back({{"module", note.module}, {"note", note.note}});
-  return {{"program", "ptq-runner 0.1.0"},
+  return {{"program", recipes::kProgram},
           {"fingerprint", fingerprint_},
           {"source", {{"path", recipe_.model_path}, {"fingerprint", source_.fingerprint}}},
           {"data", {{"files", recipe_.calibration_data}, {"rows", rows_.size()}, {"fingerprint", data_fingerprint_}}},
@@ -288,7 +289,7 @@ void Job::publish() {
     if (!stats_.arrays.empty()) {
       stats_.attributes["source_fingerprint"] = source_.fingerprint;
       stats_.attributes["data_fingerprint"] = data_fingerprint_;
-      stats_.attributes["program"] = "ptq-runner 0.1.0";
+      stats_.attributes["program"] = recipes::kProgram;
       checkpoint::write_stats(work_ + "/ptq-runner/calibration.h5", stats_);
     }
   });

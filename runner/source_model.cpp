@@ -9,8 +9,6 @@ namespace ptq::runner {
 
 namespace {
 
-bool is_float(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16 || dtype == DType::kF32; }
-
 void check_tensor(const checkpoint::Reader& reader, const std::string& name, const Shape& shape) {
   const checkpoint::TensorEntry* entry = reader.find(name);
   if (!entry)
@@ -42,6 +40,14 @@ std::string fingerprint_of(const checkpoint::Reader& reader, const checkpoint::J
 }
 
 }  // namespace
+
+bool is_float(DType dtype) { return dtype == DType::kBF16 || dtype == DType::kF16 || dtype == DType::kF32; }
+
+float read_scalar(const checkpoint::Reader& reader, const std::string& name) {
+  const Tensor value = reader.read(name);
+  if (value.dtype() != DType::kF32 || value.numel() != 1) throw data_error("tensor " + name + " is not an F32 scalar", reader.folder());
+  return *reinterpret_cast<const float*>(value.raw());
+}
 
 SourceModel open_source(const std::string& path) {
   SourceModel source;

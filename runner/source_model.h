@@ -31,4 +31,9 @@ void check_tensors(const SourceModel& source);
 /// version does not read.
 recipes::Format stored_format(const checkpoint::Reader& reader, const layers::LinearSpec& linear);
 
+/// BF16, F16 or F32: what an unquantized weight may be.
+bool is_float(DType dtype);
+/// The value of an F32 tensor of one element. Throws a data Error for any other.
+float read_scalar(const checkpoint::Reader& reader, const std::string& name);
+
 }  // namespace ptq::runner

@@ -47,8 +47,6 @@ void for_pieces(const checkpoint::Reader& reader, const TensorEntry& entry, cons
   }
 }
 
-float read_scalar(const checkpoint::Reader& reader, const std::string& name) { return *reader.read(name).data<float>(); }
-
 void check_json(const std::string& folder, const Json& config, Judge& judge) {
   const bool has_quantization = config.contains("quantization_config");
   const bool has_file = checkpoint::exists(folder + "/hf_quant_config.json");
