@@ -27,17 +27,35 @@ void layer_norm_1p(const Tensor& x, const Tensor& w, const Tensor& bias, float e
   on(x.device(), cpu::layer_norm_1p)(x, w, bias, eps, out);
 }
 void head_rms_norm(Tensor& x, const Tensor& w, int64_t head_dim, float eps) { on(x.device(), cpu::head_rms_norm)(x, w, head_dim, eps); }
-void rope_half(Tensor& x, int64_t head_dim, int64_t rotary_dim, const Tensor& positions, const Tensor& cos, const Tensor& sin) {
-  on(x.device(), cpu::rope_half)(x, head_dim, rotary_dim, positions, cos, sin);
+void rope(Tensor& x, const RopeShape& shape, const Tensor& positions, const Tensor& cos, const Tensor& sin) {
+  on(x.device(), cpu::rope)(x, shape, positions, cos, sin);
 }
-void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& starts, const AttentionShape& shape,
-                      Tensor& out) {
-  on(q.device(), cpu::causal_attention)(q, k, v, starts, shape, out);
+void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sinks, const std::vector<int64_t>& starts,
+                      const AttentionShape& shape, Tensor& out) {
+  on(q.device(), cpu::causal_attention)(q, k, v, sinks, starts, shape, out);
+}
+void expand_latent(const Tensor& kv, const Tensor& k_rot, int64_t heads, int64_t nope, Tensor& k, Tensor& v) {
+  on(kv.device(), cpu::expand_latent)(kv, k_rot, heads, nope, k, v);
 }
 void silu_mul(const Tensor& gate, const Tensor& up, Tensor& out) { on(gate.device(), cpu::silu_mul)(gate, up, out); }
+void gated_activation(const Tensor& gate_up, const GatedShape& shape, Tensor& out) {
+  on(gate_up.device(), cpu::gated_activation)(gate_up, shape, out);
+}
 void relu_squared(const Tensor& x, Tensor& out) { on(x.device(), cpu::relu_squared)(x, out); }
 void add_in_place(Tensor& x, const Tensor& y) { on(x.device(), cpu::add_in_place)(x, y); }
+void scale_rows(Tensor& x, const Tensor& factors) { on(x.device(), cpu::scale_rows)(x, factors); }
+void slice_columns(const Tensor& x, int64_t begin, Tensor& out) { on(x.device(), cpu::slice_columns)(x, begin, out); }
+void transpose(const Tensor& x, Tensor& out) { on(x.device(), cpu::transpose)(x, out); }
 void convert(const Tensor& in, Tensor& out) { on(in.device(), cpu::convert)(in, out); }
+void route(const Tensor& logits, const Tensor& correction, const RouteRule& rule, Tensor& experts, Tensor& weights) {
+  on(logits.device(), cpu::route)(logits, correction, rule, experts, weights);
+}
+void gather_rows(const Tensor& x, const std::vector<int64_t>& rows, const std::vector<float>& scales, Tensor& out) {
+  on(x.device(), cpu::gather_rows)(x, rows, scales, out);
+}
+void add_rows(Tensor& x, const std::vector<int64_t>& rows, const std::vector<float>& weights, const Tensor& y) {
+  on(x.device(), cpu::add_rows)(x, rows, weights, y);
+}
 Amax amax(const Tensor& x) { return on(x.device(), cpu::amax)(x); }
 void quantize_fp8(const Tensor& w, float scale, Fp8Quotient quotient, Tensor& codes) {
   on(w.device(), cpu::quantize_fp8)(w, scale, quotient, codes);

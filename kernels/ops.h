@@ -42,12 +42,18 @@ void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y);
 void rms_norm(const Tensor& x, const Tensor& w, float eps, Tensor& out);
 /// LayerNorm1p: out = (x-μ)·rsqrt(var+eps)·(1+w) + b, biased variance (two passes), rounded once to out's dtype.
 void layer_norm_1p(const Tensor& x, const Tensor& w, const Tensor& bias, float eps, Tensor& out);
-/// RMS norm of every head of x [T, N·D] f32 in place, w [D] shared by the heads.
+/// RMS norm of every head of x [T, N·D] f32 in place, w [D] shared by the heads; w undefined: no weight.
 void head_rms_norm(Tensor& x, const Tensor& w, int64_t head_dim, float eps);
 
-/// Rotates the first rotary_dim dims of each head of x [T, N·D] f32 in place, "half" convention: pairs (i, i + rotary_dim/2).
+struct RopeShape {
+  int64_t head_dim = 0;
+  int64_t offset = 0;        ///< first dim of a head that is rotated
+  int64_t rotary_dim = 0;    ///< dims rotated from there on, even
+  bool interleaved = false;  ///< pairs (2i, 2i+1), the result left in place; else "half": pairs (i, i + rotary_dim/2)
+};
+/// Rotates those dims of each head of x [T, N·D] f32 in place.
 ///   positions [T] i32; cos, sin [positions, rotary_dim/2] f32 tables (attention factor already in them)
-void rope_half(Tensor& x, int64_t head_dim, int64_t rotary_dim, const Tensor& positions, const Tensor& cos, const Tensor& sin);
+void rope(Tensor& x, const RopeShape& shape, const Tensor& positions, const Tensor& cos, const Tensor& sin);
 
 struct AttentionShape {
   int64_t heads = 0, kv_heads = 0;  ///< of this rank; query head h reads kv head h / (heads / kv_heads)
@@ -55,21 +61,67 @@ struct AttentionShape {
   int64_t v_head_dim = 0;           ///< of v and the output
   float scale = 1.0f;               ///< multiplies q·k
   int64_t window = 0;               ///< a query sees the last `window` positions, itself included; 0: all before it
+  int64_t chunk = 0;                ///< a query sees only positions of its own chunk [n·chunk, (n+1)·chunk); 0: all. Not with a window
 };
 /// Causal attention of each sequence of the micro-batch by itself, online softmax over blocks of keys in ascending order: no T×T array.
 ///   q [T, N·D], k [T, KV·D], v [T, KV·Dv] f32; starts: B+1 token offsets of the sequences, starts[0] = 0, starts[B] = T
+///   sinks [N] bf16 | f32 or undefined: a score of each head that every query's softmax also counts, with no value
 ///   out [T, N·Dv] bf16 | f32, overwritten
-void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& starts, const AttentionShape& shape,
-                      Tensor& out);
+void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sinks, const std::vector<int64_t>& starts,
+                      const AttentionShape& shape, Tensor& out);
+
+/// Keys and values of latent attention, expanded: k's heads are [the head's first `nope` columns of kv | k_rot], v's the rest of kv.
+///   kv [T, N·(nope + Dv)], k_rot [T, R] f32; k [T, N·(nope + R)], v [T, N·Dv] f32, both overwritten
+void expand_latent(const Tensor& kv, const Tensor& k_rot, int64_t heads, int64_t nope, Tensor& k, Tensor& v);
 
 /// out = silu(gate)·up, f32 inside; gate, up [T, I] f32; out [T, I] bf16 | f32.
 void silu_mul(const Tensor& gate, const Tensor& up, Tensor& out);
+/// Both halves of one product: gate_up [T, 2·I] f32, gate in the even columns and up in the odd ones (interleaved), or gate in the first I.
+struct GatedShape {
+  bool interleaved = false;
+  bool clamped = false;                ///< false: silu(gate)·up
+  float alpha = 1.702f, limit = 7.0f;  ///< clamped: gate = min(gate, limit), up in ±limit: (up + 1)·gate·sigmoid(alpha·gate)
+};
+/// out [T, I] bf16 | f32, f32 inside.
+void gated_activation(const Tensor& gate_up, const GatedShape& shape, Tensor& out);
 /// out = max(x, 0)², x [T, I] f32; out bf16 | f32.
 void relu_squared(const Tensor& x, Tensor& out);
 /// x += y, both [T, H] f32.
 void add_in_place(Tensor& x, const Tensor& y);
+/// Row t of x [T, H] f32 times factors[t], in place. factors [T] f32.
+void scale_rows(Tensor& x, const Tensor& factors);
+/// out [T, W] = columns [begin, begin + W) of x [T, H], both f32.
+void slice_columns(const Tensor& x, int64_t begin, Tensor& out);
+/// out [C, R] = x [R, C] transposed; the same dtype of 1, 2 or 4 bytes. out is overwritten.
+void transpose(const Tensor& x, Tensor& out);
 /// Element-wise conversion among f32, bf16 and f16 (f16 only as a source); nearest, ties to even. out is overwritten, same shape.
 void convert(const Tensor& in, Tensor& out);
+
+// ---- mixture of experts -----------------------------------------------------------------------------------------------------------
+
+struct RouteRule {
+  enum class Kind { kSoftmax, kTopKSoftmax, kSigmoid, kGroupedSigmoid };
+  Kind kind = Kind::kSoftmax;
+  int64_t top_k = 1;
+  bool normalize = false;              ///< kSoftmax, kGroupedSigmoid: weights divided by their sum (+1e-20 for kGroupedSigmoid)
+  int64_t groups = 1, top_groups = 1;  ///< kGroupedSigmoid
+  float scaling = 1.0f;                ///< kGroupedSigmoid: multiplies the weights
+};
+/// The top_k experts of every token and their weights, experts ascending within a token; equal scores: the lower expert. All in f32.
+///   kSoftmax:        p = softmax over all E; the largest p; weights p
+///   kTopKSoftmax:    the largest logits; weights softmax over those
+///   kSigmoid:        the largest logits; weights sigmoid(logit)
+///   kGroupedSigmoid: s = sigmoid(logit), choice = s + correction; a group's score is the sum of its two best choices (its one, where it
+///                    has one); the largest choices within the top_groups best groups; weights s
+/// Any logits, NaN included, give top_k distinct valid experts.
+///   logits [T, E] f32; correction [E] f32 | bf16 or undefined; experts [T, K] i32, weights [T, K] f32, both overwritten
+void route(const Tensor& logits, const Tensor& correction, const RouteRule& rule, Tensor& experts, Tensor& weights);
+
+/// out[i] = x[rows[i]] (· scales[i], rounded once to out's dtype). x [T, H] bf16 | f32; out [rows.size(), H] of the same dtype,
+/// overwritten; scales empty: none.
+void gather_rows(const Tensor& x, const std::vector<int64_t>& rows, const std::vector<float>& scales, Tensor& out);
+/// x[rows[i]] += weights[i]·y[i], a rounded product and a rounded sum, f32. x [T, H], y [rows.size(), H] f32; rows are distinct.
+void add_rows(Tensor& x, const std::vector<int64_t>& rows, const std::vector<float>& weights, const Tensor& y);
 
 // ---- observers --------------------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/ops.h"
+#include "layers/block.h"
 #include "layers/column_gather.h"
 #include "layers/tensor_slices.h"
 
@@ -43,103 +44,67 @@ void apply_norm(const NormSpec& norm, const std::map<std::string, Tensor>& vecto
     kernels::layer_norm_1p(x, weight, vectors.at(norm.module + ".bias"), norm.eps, out);
 }
 
-namespace {
+void Block::observe(int linear, const Tensor& x) const {
+  context.hooks->linear_input(layer, layer.linears[static_cast<size_t>(linear)].input_group, x, batch);
+}
 
-/// The pieces every block of one layer needs, bundled for one micro-batch.
-struct Block {
-  const LayerSpec& layer;
-  const LayerWeights& weights;
-  const Batch& batch;
-  const ForwardContext& context;
+Tensor Block::product(int linear, const Tensor& x, const std::string& name) const {
+  const LinearWeights& w = weights.linears[static_cast<size_t>(linear)];
+  const Tensor input = context.hooks->quantized_input(layer, linear, x);
+  Tensor y = scratch().get(name, {batch.tokens(), w.weight.dim(0)}, DType::kF32);
+  kernels::matmul(input, w.weight, w.bias, y);
+  return y;
+}
 
-  Workspace& scratch() const { return *context.workspace; }
+Tensor Block::gather(int linear, const Tensor& local, const std::string& name) const {
+  const LinearSpec& spec = layer.linears[static_cast<size_t>(linear)];
+  std::vector<int64_t> widths;
+  for (int64_t r = 0; r < context.tensor->size(); ++r)
+    widths.push_back(tensor_slice(spec, layer.attention(), context.tensor->size(), r).size());
+  return gather_columns(*context.tensor, local, widths, name, scratch());
+}
 
-  /// This rank's slice of linear(x), [T, O of this rank] f32.
-  Tensor product(int linear, const Tensor& x, const std::string& name) const {
-    const LinearWeights& w = weights.linears[static_cast<size_t>(linear)];
-    const Tensor input = context.hooks->quantized_input(layer, linear, x);
-    Tensor y = scratch().get(name, {batch.tokens(), w.weight.dim(0)}, DType::kF32);
-    kernels::matmul(input, w.weight, w.bias, y);
-    return y;
-  }
+Tensor mlp(const Block& block, const MlpSpec& spec, const Tensor& x) {
+  block.observe(spec.up, x);
+  Tensor up = block.product(spec.up, x, "up");
+  Tensor local = block.scratch().get("activated", up.shape(), block.context.operand);
+  if (spec.kind == MlpSpec::Kind::kSiluGated)
+    kernels::silu_mul(block.product(spec.gate, x, "gate"), up, local);
+  else
+    kernels::relu_squared(up, local);
+  const Tensor whole = block.gather(spec.up, local, "activated");
+  block.observe(spec.down, whole);
+  return block.whole_product(spec.down, whole, "block");
+}
 
-  /// The slices of `local` that all tensor ranks hold of linear's output, side by side.
-  Tensor gather(int linear, const Tensor& local, const std::string& name) const {
-    const LinearSpec& spec = layer.linears[static_cast<size_t>(linear)];
-    std::vector<int64_t> widths;
-    for (int64_t r = 0; r < context.tensor->size(); ++r)
-      widths.push_back(tensor_slice(spec, layer.attention(), context.tensor->size(), r).size());
-    return gather_columns(*context.tensor, local, widths, name, scratch());
-  }
-
-  void observe(int linear, const Tensor& x) const {
-    context.hooks->linear_input(layer, layer.linears[static_cast<size_t>(linear)].input_group, x, batch);
-  }
-
-  Tensor attention(const AttentionSpec& spec, const Tensor& x) const {
-    observe(spec.q, x);
-    Tensor q = product(spec.q, x, "q"), k = product(spec.k, x, "k"), v = product(spec.v, x, "v");
-    if (!spec.q_norm.empty()) {
-      const auto eps = layer.blocks.front().norm.eps;
-      kernels::head_rms_norm(q, weights.vectors.at(spec.q_norm + ".weight"), spec.head_dim, eps);
-      kernels::head_rms_norm(k, weights.vectors.at(spec.k_norm + ".weight"), spec.head_dim, eps);
-    }
-    kernels::rope_half(q, spec.head_dim, context.rotary_dim, batch.positions, context.rope->cos, context.rope->sin);
-    kernels::rope_half(k, spec.head_dim, context.rotary_dim, batch.positions, context.rope->cos, context.rope->sin);
-    context.hooks->key_value(layer, k, v, batch);
-    Tensor local = scratch().get("attention", {batch.tokens(), q.dim(1)}, context.operand);
-    kernels::causal_attention(q, k, v, batch.starts,
-                              {.heads = q.dim(1) / spec.head_dim,
-                               .kv_heads = k.dim(1) / spec.head_dim,
-                               .head_dim = spec.head_dim,
-                               .v_head_dim = spec.head_dim,
-                               .scale = spec.scale,
-                               .window = spec.window},
-                              local);
-    const Tensor whole = gather(spec.q, local, "attention");
-    observe(spec.o, whole);
-    return gather(spec.o, product(spec.o, whole, "block"), "block");
-  }
-
-  Tensor mlp(const MlpSpec& spec, const Tensor& x) const {
-    observe(spec.up, x);
-    Tensor up = product(spec.up, x, "up");
-    Tensor local = scratch().get("activated", up.shape(), context.operand);
-    if (spec.kind == MlpSpec::Kind::kSiluGated)
-      kernels::silu_mul(product(spec.gate, x, "gate"), up, local);
-    else
-      kernels::relu_squared(up, local);
-    const Tensor whole = gather(spec.up, local, "activated");
-    observe(spec.down, whole);
-    return gather(spec.down, product(spec.down, whole, "block"), "block");
-  }
-
-  Tensor single(const SingleLinearSpec& spec, const Tensor& x) const {
-    observe(spec.linear, x);
-    return gather(spec.linear, product(spec.linear, x, "block"), "block");
-  }
-};
-
-}  // namespace
-
-void forward_layer(const LayerSpec& layer, const LayerWeights& weights, const Batch& batch, const ForwardContext& context, Tensor& hidden) {
+Tensor forward_layer(const LayerSpec& layer, const LayerWeights& weights, const Batch& batch, const ForwardContext& context,
+                     Tensor& hidden) {
   const Block block{layer, weights, batch, context};
+  Tensor routed;
   for (const BlockSpec& spec : layer.blocks) {
     Tensor x = context.workspace->get("norm", hidden.shape(), context.operand);
     apply_norm(spec.norm, weights.vectors, hidden, x);
     const Tensor y = std::visit(
-        [&](const auto& body) {
+        [&](const auto& body) -> Tensor {
           using Body = std::decay_t<decltype(body)>;
-          if constexpr (std::is_same_v<Body, AttentionSpec>)
-            return block.attention(body, x);
-          else if constexpr (std::is_same_v<Body, MlpSpec>)
-            return block.mlp(body, x);
-          else
-            return block.single(body, x);
+          if constexpr (std::is_same_v<Body, AttentionSpec>) {
+            return attention(block, body, x);
+          } else if constexpr (std::is_same_v<Body, LatentAttentionSpec>) {
+            return latent_attention(block, body, x);
+          } else if constexpr (std::is_same_v<Body, MlpSpec>) {
+            return mlp(block, body, x);
+          } else if constexpr (std::is_same_v<Body, MoeSpec>) {
+            routed = x;
+            return body.shared ? mlp(block, *body.shared, x) : Tensor();
+          } else {
+            block.observe(body.linear, x);
+            return block.whole_product(body.linear, x, "block");
+          }
         },
         spec.body);
-    kernels::add_in_place(hidden, y);
+    if (y.defined()) kernels::add_in_place(hidden, y);
   }
+  return routed;
 }
 
 }  // namespace ptq::layers

@@ -31,8 +31,8 @@ struct LinearWeights {
 };
 
 struct LayerWeights {
-  std::vector<LinearWeights> linears;     ///< by index in LayerSpec::linears
-  std::map<std::string, Tensor> vectors;  ///< norm weights and biases by tensor name
+  std::vector<LinearWeights> linears;     ///< by index in LayerSpec::linears; those of routed experts are empty
+  std::map<std::string, Tensor> vectors;  ///< norms, routers, sinks by tensor name
 };
 
 /// What calibration or evaluation wants to see or change on the way. The default does nothing.
@@ -41,6 +41,9 @@ class LayerHooks {
   virtual ~LayerHooks() = default;
   /// x [T, C] is what the linears of `input_group` read: whole rows, the same on every tensor rank; bf16 or f32.
   virtual void linear_input(const LayerSpec&, int /*input_group*/, const Tensor& /*x*/, const Batch&) {}
+  /// x [n, C] is what `linear` of routed expert `expert` reads: the tokens that reached it, ascending. Once for gate and up together.
+  /// `forced`: tokens of the statistics-only pass.
+  virtual void expert_input(const LayerSpec&, int /*expert*/, int /*linear*/, const Tensor& /*x*/, bool /*forced*/) {}
   /// What this one linear is to read instead of x: x itself, or a quantized copy [T, C] f32.
   virtual Tensor quantized_input(const LayerSpec&, int /*linear*/, const Tensor& x) { return x; }
   /// k, v [T, kv heads of this rank · head_dim] f32 after rope, as a KV cache would store them; may be changed in place.
@@ -66,8 +69,11 @@ struct ForwardContext {
   Workspace* workspace = nullptr;
 };
 
-/// hidden [T, H] f32 += every block of the layer. Communicates over the tensor group: every tensor rank calls it with the same batch.
-void forward_layer(const LayerSpec& layer, const LayerWeights& weights, const Batch& batch, const ForwardContext& context, Tensor& hidden);
+/// hidden [T, H] f32 += every block of the layer but routed experts, whose input x [T, H] (the norm of hidden before any expert's output)
+/// is returned for forward_experts; undefined for layers without. Communicates over the tensor group: every tensor rank calls it with the
+/// same batch.
+Tensor forward_layer(const LayerSpec& layer, const LayerWeights& weights, const Batch& batch, const ForwardContext& context,
+                     Tensor& hidden);
 
 /// out = norm(x), x [T, H] f32, out bf16 | f32. `vectors` holds the norm's tensors.
 void apply_norm(const NormSpec& norm, const std::map<std::string, Tensor>& vectors, const Tensor& x, Tensor& out);

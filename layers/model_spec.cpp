@@ -2,9 +2,22 @@
 
 namespace ptq::layers {
 
-const AttentionSpec* LayerSpec::attention() const {
-  for (const auto& block : blocks)
+std::string LinearSpec::tensor(const std::string& part) const {
+  if (!is_stacked()) return module + part;
+  return part == ".weight" ? module : module + "_" + part.substr(1);
+}
+
+const AttentionHeads* LayerSpec::attention() const {
+  for (const auto& block : blocks) {
     if (const auto* attention = std::get_if<AttentionSpec>(&block.body)) return attention;
+    if (const auto* latent = std::get_if<LatentAttentionSpec>(&block.body)) return latent;
+  }
+  return nullptr;
+}
+
+const MoeSpec* LayerSpec::moe() const {
+  for (const auto& block : blocks)
+    if (const auto* moe = std::get_if<MoeSpec>(&block.body)) return moe;
   return nullptr;
 }
 
@@ -17,8 +30,13 @@ std::vector<int> LayerSpec::input_group(int group) const {
 
 int add_linear(LayerSpec& layer, LinearSpec linear) {
   const int index = static_cast<int>(layer.linears.size());
-  layer.tensors.push_back({linear.module + ".weight", {linear.out, linear.in}, linear.split, index});
-  if (linear.has_bias) layer.tensors.push_back({linear.module + ".bias", {linear.out}, linear.split, index});
+  Shape weight{linear.out, linear.in}, bias{linear.out};
+  if (linear.is_stacked()) {
+    weight = {linear.stack, linear.in, linear.out};
+    bias = {linear.stack, linear.out};
+  }
+  layer.tensors.push_back({linear.tensor(".weight"), weight, linear.split, index, linear.expert});
+  if (linear.has_bias) layer.tensors.push_back({linear.tensor(".bias"), bias, linear.split, index, linear.expert});
   layer.linears.push_back(std::move(linear));
   return index;
 }

@@ -3,6 +3,7 @@
 // it from config.json; loading, computing, quantizing and planning read it. No weights here.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -19,14 +20,27 @@ enum class Split {
   kKeyValueHeads,  ///< by kv heads; above their number each is replicated
 };
 
-/// One matrix product of a layer. Weight [out, in] is tensor `module`.weight, bias [out] `module`.bias.
+/// LinearSpec::expert and TensorSpec::expert of what belongs to no routed expert, or to all of them in one stacked tensor.
+constexpr int kNoExpert = -1, kAllExperts = -2;
+
+/// One matrix product of a layer. Weight [out, in] is tensor `module`.weight, bias [out] `module`.bias. Stacked experts: weight
+/// [stack, in, out] is tensor `module` itself (each expert transposed against nn.Linear), bias [stack, out] `module`_bias.
 struct LinearSpec {
   std::string module;
   int64_t out = 0, in = 0;
   bool has_bias = false;
   Split split = Split::kRows;
-  int input_group = 0;  ///< linears of the layer with the same number read the same tensor: one input_scale, one smoothing vector
-  int scale_group = 0;  ///< linears of the layer with the same number are fused by servers: one format, one global weight scale
+  int input_group = 0;      ///< linears of the layer with the same number read the same tensor: one input_scale, one smoothing vector
+  int scale_group = 0;      ///< linears of the layer with the same number are fused by servers: one format, one global weight scale
+  int expert = kNoExpert;   ///< the routed expert it belongs to, or kAllExperts
+  int64_t stack = 0;        ///< kAllExperts: number of experts
+  bool feeds_down = false;  ///< routed experts: gate and up (true) or down (false); a server has one input_scale a layer for each
+
+  bool is_routed() const { return expert != kNoExpert; }
+  bool is_stacked() const { return expert == kAllExperts; }
+  /// The tensor of a part: ".weight", ".bias", ".weight_scale", ... -> "q_proj.weight"; stacked "gate_up_proj",
+  /// "gate_up_proj_weight_scale".
+  std::string tensor(const std::string& part) const;
 };
 
 struct NormSpec {
@@ -36,14 +50,36 @@ struct NormSpec {
   float eps = 1e-6f;
 };
 
+/// What every kind of attention has: the heads that tensor ranks split, and where KV cache scales hang.
+struct AttentionHeads {
+  int64_t heads = 0, kv_heads = 0;
+  int64_t head_dim = 0, v_head_dim = 0;  ///< of q and k; of v and the output
+  float scale = 1.0f;                    ///< multiplies q·k
+  std::string module;                    ///< "model.layers.0.self_attn"
+};
+
 /// Linears are given by their index in LayerSpec::linears.
-struct AttentionSpec {
+struct AttentionSpec : AttentionHeads {
+  enum class Rope { kHalf, kInterleaved, kNone };
   int q = 0, k = 0, v = 0, o = 0;
-  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  Rope rope = Rope::kHalf;
   int64_t window = 0;          ///< sliding window in tokens; 0: full
-  float scale = 1.0f;          ///< multiplies q·k
+  int64_t chunk = 0;           ///< a query sees only positions of its own chunk of this many; 0: full
   std::string q_norm, k_norm;  ///< modules of the per-head RMS norms before rope; "" without
-  std::string module;          ///< "model.layers.0.self_attn": where KV cache scales hang
+  bool l2_norm = false;        ///< q and k of each head by their root mean square after rope, no weight
+  float norm_eps = 1e-6f;      ///< of both
+  float temperature = 0.0f;    ///< q · (1 + temperature · ln(1 + floor((position + 1) / temperature_floor))); 0: none
+  int64_t temperature_floor = 1;
+  std::string sinks;  ///< tensor [heads]: a column of the softmax without a value; "" without
+};
+
+/// DeepSeek's multi-head latent attention, computed expanded: q = q_b(norm(q_a x)), [c|k_rot] = kv_a x, [k_nope|v] = kv_b(norm(c)).
+/// Heads are [nope | rot]; rope turns the rot parts (interleaved pairs), k_rot is one vector for all heads.
+struct LatentAttentionSpec : AttentionHeads {
+  int q_a = -1;  ///< -1: q_b reads x itself
+  int q_b = 0, kv_a = 0, kv_b = 0, o = 0;
+  NormSpec q_norm, kv_norm;  ///< of q_a's and kv_a's outputs
+  int64_t latent = 0, nope = 0, rot = 0;
 };
 
 struct MlpSpec {
@@ -57,17 +93,59 @@ struct SingleLinearSpec {
   int linear = 0;
 };
 
+/// Which experts a token visits and with what weight. logits = x · `module`.weightᵀ (+ `module`.bias).
+struct RouterSpec {
+  enum class Kind {
+    kSoftmax,        ///< softmax over all experts, the top_k largest
+    kTopKSoftmax,    ///< the top_k largest logits, softmax over those
+    kSigmoid,        ///< the top_k largest logits, each with its sigmoid
+    kGroupedSigmoid  ///< sigmoid; chosen by sigmoid + correction within the best groups (noaux_tc), weighted by the sigmoid alone
+  };
+  Kind kind = Kind::kSoftmax;
+  std::string module;
+  bool has_bias = false;
+  int64_t experts = 0, top_k = 0;
+  bool normalize = false;  ///< kSoftmax, kGroupedSigmoid: weights divided by their sum
+  std::string correction;  ///< kGroupedSigmoid: tensor [experts]; "" without
+  int64_t groups = 1, top_groups = 1;
+  float scaling = 1.0f;  ///< kGroupedSigmoid: multiplies the weights
+};
+
+/// Indices of one routed expert's linears; stacked experts all have the same ones. Either gate and up, or gate_up.
+struct ExpertLinears {
+  int gate = -1, up = -1, gate_up = -1, down = -1;
+};
+
+/// y = Σ weight_e · expert_e(x) + shared(x). Always the last block of its layer.
+struct MoeSpec {
+  enum class Activation {
+    kSiluGated,     ///< silu(gate) · up
+    kClampedSwiglu  ///< gate ≤ limit, |up| ≤ limit: (up + 1) · gate · sigmoid(alpha · gate)
+  };
+  RouterSpec router;
+  Activation activation = Activation::kSiluGated;
+  bool interleaved = false;  ///< gate_up: gate in even rows and up in odd ones; else gate in the first half
+  float alpha = 1.702f, limit = 7.0f;
+  bool scales_input = false;  ///< the expert reads weight · x, and its output is not weighted
+  std::string module;         ///< "model.layers.3.mlp.experts": what a server fuses into one
+  int64_t intermediate = 0;
+  std::vector<ExpertLinears> experts;
+  std::optional<MlpSpec> shared;
+};
+
 /// hidden += body(norm(hidden)).
 struct BlockSpec {
   NormSpec norm;
-  std::variant<AttentionSpec, MlpSpec, SingleLinearSpec> body;
+  std::variant<AttentionSpec, LatentAttentionSpec, MlpSpec, SingleLinearSpec, MoeSpec> body;
 };
 
 struct TensorSpec {
   std::string name;
   Shape shape;
   Split split = Split::kWhole;
-  int linear = -1;  ///< index of the linear whose weight or bias it is
+  int linear = -1;         ///< index of the linear whose weight or bias it is
+  int expert = kNoExpert;  ///< as LinearSpec::expert
+  bool is_weight() const { return linear >= 0 && shape.size() == (expert == kAllExperts ? 3u : 2u); }
 };
 
 struct LayerSpec {
@@ -77,8 +155,10 @@ struct LayerSpec {
   std::vector<BlockSpec> blocks;    ///< in order; a layer of two no-op blocks has none
   std::vector<TensorSpec> tensors;  ///< all of the layer's
 
-  /// The attention block, or nullptr.
-  const AttentionSpec* attention() const;
+  /// The attention block's heads, or nullptr.
+  const AttentionHeads* attention() const;
+  /// The mixture of experts, or nullptr.
+  const MoeSpec* moe() const;
   /// Linears with this input group, ascending.
   std::vector<int> input_group(int group) const;
 };
@@ -98,7 +178,7 @@ struct ModelSpec {
   std::string head_weight() const { return tied ? embedding : lm_head.module + ".weight"; }
 };
 
-/// Adds `module`.weight (and .bias) to layer.linears and layer.tensors; returns the linear's index.
+/// Adds the linear's weight (and bias) to layer.linears and layer.tensors; returns its index.
 int add_linear(LayerSpec& layer, LinearSpec linear);
 /// Adds the norm's tensors of `size` elements to the layer and returns it.
 NormSpec add_norm(LayerSpec& layer, NormSpec norm, int64_t size);

@@ -25,34 +25,46 @@ double rope_number(const Config& config, const nlohmann::ordered_json& dict, con
   return config.number_or(key, fallback);
 }
 
+/// rope_type, or type as older configs say, or "default".
+std::string rope_type(const Config& config, const nlohmann::ordered_json& dict) {
+  for (const char* key : {"rope_type", "type"}) {
+    if (!dict.contains(key) || dict.at(key).is_null()) continue;
+    if (!dict.at(key).is_string()) throw config.error(std::string("rope_parameters.") + key, "is not a string");
+    return dict.at(key).get<std::string>();
+  }
+  return "default";
+}
+
+/// Both dictionaries in one. What both say, rope_parameters says; a config of the newer dialect may have got a rope_scaling by hand.
+nlohmann::ordered_json rope_dictionary(const Config& config) {
+  nlohmann::ordered_json dict = nlohmann::ordered_json::object();
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (!config.has(key)) continue;
+    if (!config.json().at(key).is_object()) throw config.error(key, "is not an object");
+    for (const auto& [name, value] : config.json().at(key).items()) {
+      // {"full_attention": {...}, "sliding_attention": {...}}: read as one dictionary it would say nothing and mean the defaults.
+      if (value.is_object()) throw config.error(key + ("." + name), "is an object: rope that differs by layer type is not supported");
+      if (!value.is_null()) dict[name] = value;
+    }
+  }
+  if (config.has("rope_scaling") && config.has("rope_parameters") &&
+      rope_type(config, config.json().at("rope_scaling")) != rope_type(config, config.json().at("rope_parameters")))
+    throw config.error("rope_scaling", "and rope_parameters name different rope types: keep one of them");
+  return dict;
+}
+
 }  // namespace
 
-RopeSpec read_rope(const Config& config, int64_t head_dim, double default_partial_factor) {
-  nlohmann::ordered_json dict = nlohmann::ordered_json::object();
-  // What both dictionaries say, rope_parameters says; a config of the newer dialect may have got a rope_scaling by hand.
-  for (const char* key : {"rope_scaling", "rope_parameters"})
-    if (config.has(key)) {
-      if (!config.json().at(key).is_object()) throw config.error(key, "is not an object");
-      dict.update(config.json().at(key));
-    }
-  if (config.has("rope_scaling") && config.has("rope_parameters")) {
-    const auto word = [](const nlohmann::ordered_json& d) {
-      return d.value("rope_type", d.value("type", nlohmann::ordered_json("default")));
-    };
-    if (word(config.json().at("rope_scaling")) != word(config.json().at("rope_parameters")))
-      throw config.error("rope_scaling", "and rope_parameters name different rope types: keep one of them");
-  }
+RopeSpec read_rope(const Config& config, int64_t head_dim, double default_partial_factor, double default_theta) {
+  const nlohmann::ordered_json dict = rope_dictionary(config);
   RopeSpec rope;
-  const auto type = dict.contains("rope_type") ? dict.at("rope_type")
-                    : dict.contains("type")    ? dict.at("type")
-                                               : nlohmann::ordered_json("default");
-  if (!type.is_string()) throw config.error("rope_parameters.rope_type", "is not a string");
-  rope.type = type.get<std::string>();
-  rope.theta = rope_number(config, dict, "rope_theta", 10000.0);
+  rope.type = rope_type(config, dict);
+  rope.theta = rope_number(config, dict, "rope_theta", default_theta);
   if (!(rope.theta > 1)) throw config.error("rope_theta", "is not above 1");
   const double partial = rope_number(config, dict, "partial_rotary_factor", default_partial_factor);
+  if (!(partial > 0 && partial <= 1)) throw config.error("partial_rotary_factor", "is not above 0 and at most 1");
   rope.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * partial);
-  if (rope.rotary_dim <= 0 || rope.rotary_dim % 2 != 0 || rope.rotary_dim > head_dim)
+  if (rope.rotary_dim <= 0 || rope.rotary_dim % 2 != 0)
     throw config.error("partial_rotary_factor", "gives a rotary width of " + std::to_string(rope.rotary_dim));
   if (rope.type == "default") return rope;
   if (rope.type != "linear" && rope.type != "llama3" && rope.type != "yarn")
@@ -73,7 +85,10 @@ RopeSpec read_rope(const Config& config, int64_t head_dim, double default_partia
   rope.mscale = rope_number(config, dict, "mscale", 0.0);
   rope.mscale_all_dim = rope_number(config, dict, "mscale_all_dim", 0.0);
   rope.attention_factor = rope_number(config, dict, "attention_factor", 0.0);
-  if (dict.contains("truncate") && dict.at("truncate").is_boolean()) rope.truncate = dict.at("truncate").get<bool>();
+  if (dict.contains("truncate")) {
+    if (!dict.at("truncate").is_boolean()) throw config.error("rope_parameters.truncate", "is not true or false");
+    rope.truncate = dict.at("truncate").get<bool>();
+  }
   return rope;
 }
 
@@ -93,11 +108,12 @@ std::vector<float> inverse_frequencies(const RopeSpec& rope) {
                  shortest = rope.original_max_positions / rope.high_freq_factor;
     for (float& f : frequencies) {
       const double wavelength = 2 * std::numbers::pi / f;
-      if (wavelength < shortest) continue;
-      if (wavelength > longest || rope.high_freq_factor == rope.low_freq_factor) {
+      if (wavelength > longest) {
         f /= factor;
         continue;
       }
+      // Llama 4 Scout has low_freq_factor = high_freq_factor: there is no middle, and its slope would be a division by zero.
+      if (wavelength < shortest || rope.high_freq_factor == rope.low_freq_factor) continue;
       const double smooth =
           (rope.original_max_positions / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
       f = static_cast<float>((1 - smooth) * f / rope.factor + smooth * f);
@@ -125,6 +141,12 @@ float attention_factor(const RopeSpec& rope) {
   if (rope.mscale != 0 && rope.mscale_all_dim != 0)
     return static_cast<float>(yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim));
   return static_cast<float>(yarn_mscale(rope.factor, 1.0));
+}
+
+float softmax_factor(const RopeSpec& rope) {
+  if (rope.type == "default" || rope.mscale_all_dim == 0) return 1.0f;
+  const double m = yarn_mscale(rope.factor, rope.mscale_all_dim);
+  return static_cast<float>(m * m);
 }
 
 RopeTables make_rope_tables(const RopeSpec& rope, int64_t positions) {

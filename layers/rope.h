@@ -24,13 +24,16 @@ struct RopeSpec {
 };
 
 /// Reads rope_parameters, else rope_scaling + top-level keys. `head_dim` times partial_rotary_factor is the rotary width.
-/// Throws a data Error for a type this project does not know.
-RopeSpec read_rope(const Config& config, int64_t head_dim, double default_partial_factor = 1.0);
+/// Throws a data Error for a type this project does not know, and for rope that differs by layer type.
+RopeSpec read_rope(const Config& config, int64_t head_dim, double default_partial_factor = 1.0, double default_theta = 10000.0);
 
 /// f_i for i in [0, rotary_dim/2), f32.
 std::vector<float> inverse_frequencies(const RopeSpec& rope);
 /// The factor on cos and sin (yarn's A); 1 for the other types.
 float attention_factor(const RopeSpec& rope);
+/// DeepSeek's own factor on the softmax scale, beside attention_factor: m², m = 0.1 · mscale_all_dim · ln factor + 1, for every scaled
+/// type; 1 where mscale_all_dim is not given.
+float softmax_factor(const RopeSpec& rope);
 
 struct RopeTables {
   Tensor cos, sin;  ///< [positions, rotary_dim/2] f32

@@ -5,7 +5,7 @@ namespace ptq::layers {
 using parallel::even_share;
 using parallel::Range;
 
-Range tensor_slice(const LinearSpec& linear, const AttentionSpec* attention, int64_t ranks, int64_t rank) {
+Range tensor_slice(const LinearSpec& linear, const AttentionHeads* attention, int64_t ranks, int64_t rank) {
   switch (linear.split) {
     case Split::kWhole:
       return {0, linear.out};
@@ -29,14 +29,14 @@ Range tensor_slice(const LinearSpec& linear, const AttentionSpec* attention, int
   throw bug("unknown split");
 }
 
-bool slices_partition(Split split, const AttentionSpec* attention, int64_t ranks) {
+bool slices_partition(Split split, const AttentionHeads* attention, int64_t ranks) {
   if (split == Split::kWhole) return ranks == 1;
   return split != Split::kKeyValueHeads || attention->kv_heads >= ranks;
 }
 
 void check_tensor_ranks(const ModelSpec& model, int64_t ranks) {
   for (const LayerSpec& layer : model.layers) {
-    const AttentionSpec* attention = layer.attention();
+    const AttentionHeads* attention = layer.attention();
     if (!attention) continue;
     const std::string where = "parallel.tensor = " + std::to_string(ranks);
     if (attention->heads % ranks != 0)

@@ -8,10 +8,10 @@ namespace ptq::layers {
 
 /// Rows of a linear (weight and bias alike) on tensor rank `rank` of `ranks`. Heads are whole; kv heads above their number are shared, so
 /// slices of several ranks may be the same. attention is the layer's (needed for head splits).
-parallel::Range tensor_slice(const LinearSpec& linear, const AttentionSpec* attention, int64_t ranks, int64_t rank);
+parallel::Range tensor_slice(const LinearSpec& linear, const AttentionHeads* attention, int64_t ranks, int64_t rank);
 
 /// True when the tensor's slices partition its rows, so that each rank may read and own its own; false for whole and replicated ones.
-bool slices_partition(Split split, const AttentionSpec* attention, int64_t ranks);
+bool slices_partition(Split split, const AttentionHeads* attention, int64_t ranks);
 
 /// Throws a user Error naming the layer when `ranks` tensor ranks cannot split this model: heads not divisible, kv heads neither
 /// divisible by nor a divisor of the ranks.

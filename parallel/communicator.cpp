@@ -1,5 +1,6 @@
 #include "parallel/communicator.h"
 
+#include <cstring>
 #include <exception>
 #include <limits>
 #include <new>
@@ -41,6 +42,40 @@ std::vector<std::string> Communicator::gather_texts(const std::string& mine) {
     at += static_cast<size_t>(length);
   }
   return texts;
+}
+
+void Communicator::all_to_all(const void* send_data, std::span<const int64_t> send_bytes, void* recv_data,
+                              std::span<const int64_t> recv_bytes) {
+  require(static_cast<int>(send_bytes.size()) == size() && static_cast<int>(recv_bytes.size()) == size(),
+          "all_to_all needs one size per rank");
+  constexpr int kTag = 7;
+  const auto* from = static_cast<const char*>(send_data);
+  auto* to = static_cast<char*>(recv_data);
+  std::vector<std::unique_ptr<Transfer>> transfers;
+  std::vector<const char*> starts;
+  for (const int64_t bytes : send_bytes) {
+    starts.push_back(from);
+    from += bytes;
+  }
+  for (int r = 0; r < size(); ++r) {
+    const int64_t bytes = recv_bytes[static_cast<size_t>(r)];
+    if (r == rank() && bytes > 0) std::memcpy(to, starts[static_cast<size_t>(r)], static_cast<size_t>(bytes));
+    if (r != rank() && bytes > 0) transfers.push_back(receive(to, bytes, r, kTag));
+    to += bytes;
+  }
+  // Every rank begins with another peer, so that they do not all send to the first one at once.
+  for (int step = 1; step < size(); ++step) {
+    const auto r = static_cast<size_t>((rank() + step) % size());
+    if (send_bytes[r] > 0) transfers.push_back(send(starts[r], send_bytes[r], static_cast<int>(r), kTag));
+  }
+  for (auto& transfer : transfers) transfer->wait();
+}
+
+std::vector<int64_t> Communicator::all_to_all(const std::vector<int64_t>& values) {
+  const std::vector<int64_t> bytes(values.size(), static_cast<int64_t>(sizeof(int64_t)));
+  std::vector<int64_t> received(values.size());
+  all_to_all(values.data(), bytes, received.data(), bytes);
+  return received;
 }
 
 void Communicator::agree(const std::optional<Error>& mine) {

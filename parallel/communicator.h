@@ -59,6 +59,11 @@ class Communicator {
   void together(const std::function<void()>& work);
   /// Collective. Runs `work` on rank 0 alone and agrees on its outcome.
   void on_root(const std::function<void()>& work);
+  /// Collective. Rank r gets send_bytes[r] bytes, taken from `send` one rank after the other; `recv` gets what the ranks gave, one after
+  /// the other, recv_bytes[r] from rank r: what r passes as send_bytes[this rank].
+  void all_to_all(const void* send, std::span<const int64_t> send_bytes, void* recv, std::span<const int64_t> recv_bytes);
+  /// Collective. values[r] goes to rank r; the result's [r] came from rank r.
+  std::vector<int64_t> all_to_all(const std::vector<int64_t>& values);
   /// Collective. Everyone's text, in rank order.
   std::vector<std::string> gather_texts(const std::string& mine);
 };

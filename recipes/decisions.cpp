@@ -3,71 +3,117 @@
 #include <fnmatch.h>
 
 #include <algorithm>
+#include <optional>
 #include <regex>
 
 namespace ptq::recipes {
 
-bool matches(const std::string& pattern, const std::string& name) {
-  if (pattern.rfind("re:", 0) == 0) {
-    try {
-      return std::regex_match(name, std::regex(pattern.substr(3)));
-    } catch (const std::regex_error& error) {
-      throw user_error("'" + pattern + "' is not a regular expression: " + error.what(), "quantization.ignore or rules");
-    }
-  }
-  return fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
-}
-
 namespace {
 
-void check_linear(const layers::LinearSpec& linear, const Decision& decision) {
+/// A glob or expression, made ready once: DeepSeek-V3 has 45,000 linears to try it on.
+class Pattern {
+ public:
+  explicit Pattern(const std::string& text) : text_(text), is_plain_(text.find_first_of("*?[\\") == std::string::npos) {
+    if (text.rfind("re:", 0) != 0) return;
+    try {
+      expression_.emplace(text.substr(3), std::regex::optimize);
+    } catch (const std::regex_error& error) {
+      throw user_error("'" + text + "' is not a regular expression: " + error.what(), "quantization.ignore or rules");
+    }
+  }
+
+  const std::string& text() const { return text_; }
+  bool matches(const std::string& name) const {
+    if (expression_) return std::regex_match(name, *expression_);
+    return is_plain_ ? name == text_ : fnmatch(text_.c_str(), name.c_str(), 0) == 0;
+  }
+  /// As quantization.ignore reads it: a plain name also stands for what ends in it, so that lm_head is language_model.lm_head.
+  bool ignores(const std::string& name) const {
+    if (matches(name)) return true;
+    return is_plain_ && !expression_ && name.size() > text_.size() && name.ends_with(text_) && name[name.size() - text_.size() - 1] == '.';
+  }
+
+ private:
+  std::string text_;
+  bool is_plain_;
+  std::optional<std::regex> expression_;
+};
+
+/// The routed experts of every layer, as a pattern: "*.mlp.experts.*".
+std::string experts_pattern(const layers::LayerSpec& layer) {
+  require(layer.moe() != nullptr, "a routed expert outside a mixture of experts");
+  return "\"*" + layer.moe()->module.substr(layer.prefix.size()) + ".*\"";
+}
+
+void check_linear(const layers::LinearSpec& linear, const Decision& decision, const layers::LayerSpec* layer) {
   const FormatInfo& format = info(decision.format);
   if (format.group_size > 0 && linear.in % format.group_size != 0)
     throw user_error(linear.module + " has " + std::to_string(linear.in) + " inputs, which is not a multiple of the " +
                          std::to_string(format.group_size) + " that " + format.name + " groups",
                      "quantization (" + decision.reason + ")",
-                     "leave it out: quantization.ignore: [\"lm_head\", \"" + linear.module + "\"], or give it another format by a rule");
+                     "leave it out: quantization.ignore: [\"lm_head\", " +
+                         (linear.is_routed() ? experts_pattern(*layer) : "\"" + linear.module + "\"") +
+                         "], or give it another format by a rule");
 }
 
-void check_scale_groups(const layers::LayerSpec& layer, const std::map<std::string, Decision>& decisions) {
-  for (const auto& a : layer.linears)
-    for (const auto& b : layer.linears) {
-      if (a.scale_group != b.scale_group) continue;
-      const Decision &first = decisions.at(a.module), &second = decisions.at(b.module);
-      if (first.format != second.format)
-        throw user_error("servers fuse " + a.module + " and " + b.module + " into one, but they get " + info(first.format).name + " (" +
-                             first.reason + ") and " + info(second.format).name + " (" + second.reason + ")",
-                         "quantization.rules", "give q_proj, k_proj and v_proj one format, and gate_proj and up_proj one");
-    }
+/// Servers fuse the linears of a scale group into one, and all routed experts of a layer into one kernel.
+void check_fused(const layers::LayerSpec& layer, const std::map<std::string, Decision>& decisions) {
+  std::map<int, const layers::LinearSpec*> groups;
+  const layers::LinearSpec* expert = nullptr;
+  for (const auto& linear : layer.linears) {
+    const layers::LinearSpec*& leader = linear.is_routed() ? expert : groups[linear.scale_group];
+    if (!leader) leader = &linear;
+    const Decision &first = decisions.at(leader->module), &second = decisions.at(linear.module);
+    if (first.format == second.format) continue;
+    const std::string both = leader->module + " and " + linear.module, formats = info(first.format).name + " (" + first.reason + ") and " +
+                                                                                 info(second.format).name + " (" + second.reason + ")";
+    if (linear.is_routed())
+      throw user_error("servers run all routed experts of a layer as one kernel, but " + both + " get " + formats, "quantization.rules",
+                       "match all of them or none: " + experts_pattern(layer));
+    throw user_error("servers fuse " + both + " into one, but they get " + formats, "quantization.rules",
+                     "match all that are fused: q_proj, k_proj and v_proj; gate_proj and up_proj; q_a_proj and kv_a_proj_with_mqa");
+  }
 }
 
 }  // namespace
 
+bool matches(const std::string& pattern, const std::string& name) { return Pattern(pattern).matches(name); }
+
 std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, const Recipe& recipe) {
-  std::vector<const layers::LinearSpec*> linears;
+  struct Candidate {
+    const layers::LinearSpec* linear;
+    const layers::LayerSpec* layer;  ///< nullptr: the head
+  };
+  std::vector<Candidate> linears;
   for (const auto& layer : model.layers)
-    for (const auto& linear : layer.linears) linears.push_back(&linear);
-  linears.push_back(&model.lm_head);
+    for (const auto& linear : layer.linears) linears.push_back({&linear, &layer});
+  linears.push_back({&model.lm_head, nullptr});
 
   const Format base = find_format(recipe.format, recipe.where("quantization.format")).format;
+  const std::vector<Pattern> ignore(recipe.ignore.begin(), recipe.ignore.end());
+  std::vector<Pattern> rules;
+  std::vector<Format> rule_formats;
+  for (const Rule& rule : recipe.rules) {
+    rules.emplace_back(rule.match);
+    rule_formats.push_back(find_format(rule.format, rule.where).format);
+  }
   std::map<std::string, Decision> decisions;
-  std::vector<int64_t> used(recipe.rules.size(), 0), ignored(recipe.rules.size(), 0);
-  for (const auto* linear : linears) {
+  std::vector<int64_t> used(rules.size(), 0), ignored(rules.size(), 0);
+  for (const auto& [linear, layer] : linears) {
     Decision decision{base, recipe.preset.empty() ? "quantization.format" : "quantization.preset"};
-    const auto pattern =
-        std::find_if(recipe.ignore.begin(), recipe.ignore.end(), [&](const auto& p) { return matches(p, linear->module); });
-    const bool is_ignored = pattern != recipe.ignore.end();
-    for (size_t r = 0; r < recipe.rules.size(); ++r) {
-      if (!matches(recipe.rules[r].match, linear->module)) continue;
+    const std::string& name = linear->module;
+    const auto pattern = std::find_if(ignore.begin(), ignore.end(), [&](const Pattern& p) { return p.ignores(name); });
+    const bool is_ignored = pattern != ignore.end();
+    for (size_t r = 0; r < rules.size(); ++r) {
+      if (!rules[r].matches(name)) continue;
       (is_ignored ? ignored : used)[r] += 1;
-      decision = {find_format(recipe.rules[r].format, recipe.rules[r].where).format,
-                  "rule " + std::to_string(r + 1) + ": " + recipe.rules[r].match};
+      decision = {rule_formats[r], "rule " + std::to_string(r + 1) + ": " + rules[r].text()};
     }
-    if (is_ignored) decision = {Format::kNone, "ignore: " + *pattern};
+    if (is_ignored) decision = {Format::kNone, "ignore: " + pattern->text(), true};
     // A tied head is the embedding under another name: servers read one tensor for both.
-    if (linear == &model.lm_head && model.tied && decision.format != Format::kNone) decision = {Format::kNone, "tied to the embedding"};
-    check_linear(*linear, decision);
-    decisions[linear->module] = decision;
+    if (!layer && model.tied && decision.format != Format::kNone) decision = {Format::kNone, "tied to the embedding"};
+    check_linear(*linear, decision, layer);
+    decisions[name] = std::move(decision);
   }
   for (size_t r = 0; r < recipe.rules.size(); ++r) {
     if (used[r] > 0) continue;
@@ -75,12 +121,12 @@ std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, c
       throw user_error("rule '" + recipe.rules[r].match + "' matches only modules that quantization.ignore leaves out",
                        recipe.rules[r].where, "take them off quantization.ignore (its default is [lm_head]), or remove the rule");
     std::vector<std::string> names;
-    for (const auto* linear : linears) names.push_back(linear->module);
+    for (const auto& candidate : linears) names.push_back(candidate.linear->module);
     const std::string near = nearest(recipe.rules[r].match, names);
     throw user_error("rule '" + recipe.rules[r].match + "' matches no linear of this model", recipe.rules[r].where,
-                     near.empty() ? "module names look like " + linears.front()->module : "did you mean '" + near + "'?");
+                     near.empty() ? "module names look like " + linears.front().linear->module : "did you mean '" + near + "'?");
   }
-  for (const auto& layer : model.layers) check_scale_groups(layer, decisions);
+  for (const auto& layer : model.layers) check_fused(layer, decisions);
   return decisions;
 }
 

@@ -12,11 +12,13 @@ namespace ptq::recipes {
 
 struct Decision {
   Format format = Format::kNone;
-  std::string reason;  ///< "quantization.format", "ignore: lm_head", "rule 2: *.self_attn.*"
+  std::string reason;       ///< "quantization.format", "ignore: lm_head", "rule 2: *.self_attn.*"
+  bool is_ignored = false;  ///< by quantization.ignore: not even counted in the bits per weight
 };
 
-/// By module name, every linear of the layers and lm_head. Throws a user Error for a rule that matches nothing (or only ignored modules),
-/// linears that servers fuse with different formats, an input width that the format's group size does not divide.
+/// By module name, every linear of the layers and lm_head. A pattern of quantization.ignore without wildcards also matches names that end
+/// in it after a dot. Throws a user Error for a rule that matches nothing (or only ignored modules), linears that servers fuse with
+/// different formats (all routed experts of a layer are fused), an input width that the format's group size does not divide.
 std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, const Recipe& recipe);
 
 /// Does `pattern` (glob with * and ?, or re:regex, over the whole name) match?

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "recipes/exclusions.h"
 #include "recipes/version.h"
 
 namespace ptq::recipes {
@@ -33,38 +34,15 @@ Json config_group(Format format, const std::vector<std::string>& targets) {
 
 }  // namespace
 
-std::vector<std::string> summarize_excluded(const std::vector<std::string>& unquantized, const std::vector<std::string>& quantized) {
-  const std::set<std::string> taken(quantized.begin(), quantized.end());
-  const auto prefix_of_taken = [&](const std::string& prefix) {
-    const auto at = taken.lower_bound(prefix);
-    return at != taken.end() && at->compare(0, prefix.size(), prefix) == 0;
-  };
-  std::set<std::string> patterns;
-  for (const std::string& name : unquantized) {
-    std::string chosen = name;
-    for (size_t dot = name.find('.'); dot != std::string::npos; dot = name.find('.', dot + 1)) {
-      const std::string prefix = name.substr(0, dot);
-      if (!prefix_of_taken(prefix)) {
-        chosen = prefix + "*";
-        break;
-      }
-      if (!taken.count(prefix) && !prefix_of_taken(prefix + ".")) {
-        chosen = prefix + ".*";
-        break;
-      }
-    }
-    patterns.insert(chosen);
-  }
-  return {patterns.begin(), patterns.end()};
-}
-
 ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions,
-                               const std::string& kv_cache) {
+                               const std::string& kv_cache, const std::vector<std::string>& outside) {
   ExportMetadata metadata;
   metadata.kv_cache_algo = kv_cache == "fp8" ? "FP8" : "";
-  std::vector<std::string> quantized, unquantized;
+  std::vector<std::string> quantized, unquantized = outside;
   std::set<Format> formats;
-  const auto add = [&](const layers::LinearSpec& linear) {
+  std::set<std::string> listed;
+  /// Under `key` in a mixture: servers know a layer's routed experts, which have one format, as one module.
+  const auto add = [&](const layers::LinearSpec& linear, const std::string& key) {
     const Format format = decisions.at(linear.module).format;
     if (format == Format::kNone) {
       unquantized.push_back(linear.module);
@@ -72,11 +50,17 @@ ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<st
     }
     formats.insert(format);
     quantized.push_back(linear.module);
-    metadata.quantized_layers.emplace_back(linear.module, format);
+    if (listed.insert(key).second) metadata.quantized_layers.emplace_back(key, format);
   };
-  for (const auto& layer : model.layers)
-    for (const auto& linear : layer.linears) add(linear);
-  add(model.lm_head);
+  for (const auto& layer : model.layers) {
+    const layers::MoeSpec* moe = layer.moe();
+    for (const auto& linear : layer.linears) {
+      require(moe || !linear.is_routed(), "a routed expert outside a mixture of experts");
+      add(linear, linear.is_routed() ? moe->module : linear.module);
+    }
+    if (moe) unquantized.push_back(moe->router.module);
+  }
+  add(model.lm_head, model.lm_head.module);
   unquantized.push_back(model.embedding.substr(0, model.embedding.rfind('.')));
 
   if (formats.size() > 1) {
@@ -107,7 +91,10 @@ Json hf_quant_config(const ExportMetadata& metadata) {
 
 Json quantized_config(const Json& source_config, const ExportMetadata& metadata) {
   Json config = source_config;
-  config.erase("quantization_config");
+  for (const char* older : {"quantization_config", "compression_config"}) {
+    config.erase(older);
+    if (config.contains("text_config") && config.at("text_config").is_object()) config.at("text_config").erase(older);
+  }
   if (metadata.quant_algo.empty() && metadata.kv_cache_algo.empty()) return config;
   Json words = Json::object();
   if (metadata.quant_algo == "MIXED_PRECISION") {
@@ -140,6 +127,29 @@ Json quantized_config(const Json& source_config, const ExportMetadata& metadata)
   words["quant_method"] = "modelopt";
   config["quantization_config"] = words;
   return config;
+}
+
+std::vector<std::string> metadata_faults(const Json& file, const Json& words) {
+  std::vector<std::string> faults;
+  const auto claim = [&](bool holds, const char* otherwise) {
+    if (!holds) faults.emplace_back(otherwise);
+  };
+  const Json quantization = file.value("quantization", Json::object());
+  claim(file.contains("producer") && file.at("producer").value("name", "") == "modelopt",
+        "hf_quant_config.json: producer.name is not modelopt");
+  claim(words.value("quant_method", "") == "modelopt", "config.json: quant_method is not modelopt");
+  claim(quantization.contains("quant_algo") && words.contains("quant_algo") && quantization.at("quant_algo") == words.at("quant_algo"),
+        "the two JSON files name different quant_algo");
+  claim(quantization.contains("kv_cache_quant_algo"), "hf_quant_config.json: kv_cache_quant_algo is missing");
+  const Json excluded = quantization.value("exclude_modules", Json::array());
+  claim(excluded == words.value("ignore", Json::array()), "exclude_modules and ignore differ");
+  claim(quantization.value("quantized_layers", Json::object()) == words.value("quantized_layers", Json::object()),
+        "the two JSON files name different quantized_layers");
+  claim(std::is_sorted(excluded.begin(), excluded.end()) && std::adjacent_find(excluded.begin(), excluded.end()) == excluded.end(),
+        "exclude_modules is not sorted and unique");
+  const bool kv_null = !quantization.contains("kv_cache_quant_algo") || quantization.at("kv_cache_quant_algo").is_null();
+  claim(kv_null != words.contains("kv_cache_scheme"), "kv_cache_scheme and kv_cache_quant_algo disagree");
+  return faults;
 }
 
 Json generation_config(const Json& source) {

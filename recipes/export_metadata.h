@@ -19,21 +19,22 @@ struct ExportMetadata {
   std::string quant_algo;     ///< "" when only the KV cache is quantized
   std::string kv_cache_algo;  ///< "" for none
   int64_t group_size = 0;
-  std::vector<std::string> excluded;                             ///< uniform formats: exclude_modules
-  std::vector<std::pair<std::string, Format>> quantized_layers;  ///< MIXED_PRECISION: module order
+  std::vector<std::string> excluded;  ///< uniform formats: exclude_modules
+  /// MIXED_PRECISION: in module order, one key for all routed experts of a layer.
+  std::vector<std::pair<std::string, Format>> quantized_layers;
 };
 
-/// Quantized modules must be all those with a format; `unquantized` every other module that owns a weight a server would quantize.
+/// `outside`: the modules that own a matrix and are no part of the spec (multi-token prediction, a vision tower): servers must be told that
+/// they are not quantized, as they are told of routers and the embedding.
 ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions,
-                               const std::string& kv_cache);
-
-/// ModelOpt's summary of unquantized module names: the shortest prefix glob that no quantized module matches. Sorted, unique.
-std::vector<std::string> summarize_excluded(const std::vector<std::string>& unquantized, const std::vector<std::string>& quantized);
+                               const std::string& kv_cache, const std::vector<std::string>& outside);
 
 /// hf_quant_config.json.
 Json hf_quant_config(const ExportMetadata& metadata);
 /// The source's config.json with the quantization_config of this export in place of any other; every other key as it was.
 Json quantized_config(const Json& source_config, const ExportMetadata& metadata);
+/// Where hf_quant_config.json and config.json's quantization_config contradict each other or the format, a sentence each.
+std::vector<std::string> metadata_faults(const Json& file, const Json& words);
 /// generation_config.json as servers accept it: do_sample is true where top_k or top_p is set.
 Json generation_config(const Json& source);
 

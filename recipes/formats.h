@@ -41,23 +41,26 @@ struct LinearScales {
   float input_scale = 1.0f;
 };
 
-/// A tensor of the output that belongs to one linear: every row of it belongs to one row of the weight, or it is a scalar.
+/// A tensor of the output that belongs to one linear: every row of it belongs to one row of the weight (stacked experts: to one expert),
+/// or it is a scalar of the whole linear.
 struct EncodedTensor {
-  std::string suffix;  ///< ".weight", ".weight_scale", ...
-  DType dtype = DType::kF32;
-  int64_t row_elements = 0;  ///< elements per weight row; 0: a scalar of the whole linear
+  std::string part;  ///< ".weight", ".weight_scale", ...: what LinearSpec::tensor names
+  checkpoint::OutputTensor tensor;
+  bool is_scalar = false;
 };
 
-/// The tensors that `format` stores for a linear [out, in], weight first.
+/// The tensors that `format` stores for a linear, weight first. Stacked experts keep [stack, in, out]: packed and scaled along dimension 1.
 std::vector<EncodedTensor> encoded_tensors(Format format, const layers::LinearSpec& linear);
-checkpoint::OutputTensor output_tensor(const EncodedTensor& tensor, const layers::LinearSpec& linear);
 
-/// Rows of a weight in `format`: one tensor per entry of encoded_tensors that has rows, in that order. weight [rows, in].
-std::vector<Tensor> encode_rows(Format format, const Tensor& weight, const LinearScales& scales, kernels::Fp8Quotient quotient);
-/// The scalar stored under `suffix`.
-float scalar_value(Format format, const std::string& suffix, const LinearScales& scales);
-/// The weight rows that encoded tensors stand for, [rows, in] f32. `parts` as encode_rows gives them.
-Tensor decode_rows(Format format, const std::vector<Tensor>& parts, const LinearScales& scales);
+/// Rows of a weight in `format`: one tensor per entry of encoded_tensors that is no scalar, in that order. weight [rows, in], or for
+/// stacked experts [experts, in, out]; what comes back has as many rows. FP8 of stacked experts always divides exactly.
+std::vector<Tensor> encode_rows(Format format, const layers::LinearSpec& linear, const Tensor& weight, const LinearScales& scales,
+                                kernels::Fp8Quotient quotient);
+/// The scalar stored as `part`.
+float scalar_value(Format format, const std::string& part, const LinearScales& scales);
+/// The weight rows that encoded tensors stand for, [rows, in] f32, or [experts, out, in] f32 for stacked experts. `parts` as encode_rows
+/// gives them.
+Tensor decode_rows(Format format, const layers::LinearSpec& linear, const std::vector<Tensor>& parts, const LinearScales& scales);
 /// What a server does to this linear's input, in place on x [T, in] f32. Nothing for weight-only formats.
 void fake_quantize_input(Format format, const LinearScales& scales, Tensor& x);
 

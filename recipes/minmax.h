@@ -10,11 +10,19 @@
 
 namespace ptq::recipes {
 
+/// What calibration saw of one routed expert.
+struct ExpertStatistics {
+  int64_t tokens = 0;                              ///< that the router sent to it
+  int64_t forced = 0;                              ///< that only statistics were taken of
+  float up_input_amax = -1, down_input_amax = -1;  ///< of what gate and up read, and down; -1: no token
+};
+
 /// What calibration saw of one layer, merged over all ranks.
 struct LayerStatistics {
-  std::vector<float> weight_amax;        ///< per linear
-  std::map<int, float> input_amax;       ///< per input group; absent: not observed
-  float key_amax = -1, value_amax = -1;  ///< after rope, whole layer; -1: not observed
+  std::vector<float> weight_amax;         ///< per linear; stacked experts: of all of them
+  std::vector<ExpertStatistics> experts;  ///< by expert; empty where the layer has none or nothing was observed
+  std::map<int, float> input_amax;        ///< per input group; absent: not observed
+  float key_amax = -1, value_amax = -1;   ///< after rope, whole layer; -1: not observed
 };
 
 /// A scale that had nothing to measure and why: listed in the log and the manifest, never silent.
@@ -24,8 +32,13 @@ struct ScaleNote {
 
 /// The scales of every linear of the layer, by index; of unquantized linears untouched defaults. An amax of 0 counts as the format's
 /// largest value (scale 1, or 6/2688 for NVFP4's second level) and is noted.
+/// Routed experts: gate and up share one weight scale in every format, and all experts of the layer one input_scale for gate and up and one
+/// for down, from the largest amax of any: servers run a layer's experts as one kernel. So an expert that too few tokens reached has the
+/// layer's scale (peer_max), never 0, NaN or a default.
 std::vector<LinearScales> minmax_scales(const layers::LayerSpec& layer, const std::map<std::string, Decision>& decisions,
                                         const LayerStatistics& statistics, std::vector<ScaleNote>& notes);
+/// The weight scale alone, from the amax of the whole scale group where it is shared.
+float weight_scale(Format format, float amax, const std::string& module, std::vector<ScaleNote>& notes);
 /// amax/448 for a KV cache in FP8; 1 (noted) for amax 0.
 float kv_scale(float amax, const std::string& module, std::vector<ScaleNote>& notes);
 

@@ -131,20 +131,17 @@ Recipe parse_recipe(const std::string& text, const std::string& file, const std:
   calibration.finish();
 
   read_quantization(top.section("quantization"), recipe);
-  // The models of this version have no experts: what is said of them holds, because there are none.
   Section moe = top.section("moe");
-  int64_t min_tokens = 0;
-  double fail_below = 0;
-  std::string unseen = "peer_max";
-  moe.read("min_tokens_per_expert", min_tokens);
-  moe.read_choice("unseen", unseen, {"peer_max", "fail"});
-  moe.read("fail_below_coverage", fail_below);
+  moe.read("min_tokens_per_expert", recipe.moe.min_tokens_per_expert);
+  moe.read_choice("unseen", recipe.moe.unseen, {"peer_max", "fail"});
+  moe.read("fail_below_coverage", recipe.moe.fail_below_coverage);
+  moe.read("force_route", recipe.moe.force_route);
   moe.finish();
 
   Section parallel = top.section("parallel");
   parallel.read("tensor", recipe.tensor);
   parallel.read("pipeline", recipe.pipeline);
-  parallel.only<int64_t>("expert", 1, "the supported models have no experts");
+  parallel.read("expert", recipe.expert);
   parallel.finish();
 
   top.read_choice("device", recipe.device, {"auto", "cpu", "cuda"});
@@ -175,6 +172,11 @@ Recipe parse_recipe(const std::string& text, const std::string& file, const std:
   at_least(recipe, "calibration.sequence_length", recipe.sequence_length, 1);
   at_least(recipe, "parallel.tensor", recipe.tensor, 1);
   at_least(recipe, "parallel.pipeline", recipe.pipeline, 1);
+  at_least(recipe, "parallel.expert", recipe.expert, 1);
+  at_least(recipe, "moe.min_tokens_per_expert", recipe.moe.min_tokens_per_expert, 0);
+  if (!(recipe.moe.fail_below_coverage >= 0 && recipe.moe.fail_below_coverage <= 1))
+    throw user_error("'moe.fail_below_coverage' is not a fraction from 0 to 1", recipe.where("moe.fail_below_coverage"),
+                     "0.95 asks that 95 % of the experts see moe.min_tokens_per_expert tokens");
   at_least(recipe, "output.max_shard_size", recipe.max_shard_size, 1);
   if (recipe.device == "cuda")
     throw user_error("this build has no CUDA backend", recipe.where("device"), "use device: cpu, or build with ./dev build cuda");

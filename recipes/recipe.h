@@ -14,6 +14,14 @@ struct Rule {
   std::string where;   ///< "recipe.yaml:12 quantization.rules[0]"
 };
 
+/// The recipe's word on mixture-of-experts layers.
+struct MoeRules {
+  int64_t min_tokens_per_expert = 64;
+  std::string unseen = "peer_max";   ///< for experts below the minimum: peer_max | fail
+  double fail_below_coverage = 0.0;  ///< least fraction of experts that reach the minimum
+  bool force_route = false;          ///< send tokens to every expert in a statistics-only pass, besides those it is routed
+};
+
 struct Recipe {
   std::string file;
 
@@ -34,7 +42,8 @@ struct Recipe {
   std::vector<Rule> rules;
   std::string fp8_quotient = "exact";
 
-  int64_t tensor = 1, pipeline = 1;
+  MoeRules moe;
+  int64_t tensor = 1, pipeline = 1, expert = 1;
   std::string device = "auto";
   std::string compute = "bf16";
   int64_t host_memory = 0;  ///< bytes a rank may use; 0: from the machine

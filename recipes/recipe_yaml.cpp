@@ -2,6 +2,8 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <map>
 #include <utility>
 
@@ -9,6 +11,17 @@
 #include "recipes/recipe.h"
 
 namespace ptq::recipes {
+
+namespace {
+
+/// The fewest digits that read back as the same number, on every machine: the text is part of a fingerprint.
+std::string shortest(double value) {
+  std::array<char, 32> text{};
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), value);
+  return {text.data(), end.ptr};
+}
+
+}  // namespace
 
 std::string to_yaml(const Recipe& recipe, bool all) {
   YAML::Emitter out;
@@ -27,10 +40,15 @@ std::string to_yaml(const Recipe& recipe, bool all) {
     out << YAML::Flow << YAML::BeginMap << YAML::Key << "match" << YAML::Value << YAML::DoubleQuoted << rule.match << YAML::Key << "format"
         << YAML::Value << rule.format << YAML::EndMap;
   out << YAML::EndSeq << YAML::Key << "fp8_quotient" << YAML::Value << recipe.fp8_quotient << YAML::EndMap;
+  out << YAML::Key << "moe" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "min_tokens_per_expert" << YAML::Value
+      << recipe.moe.min_tokens_per_expert << YAML::Key << "unseen" << YAML::Value << recipe.moe.unseen << YAML::Key << "fail_below_coverage"
+      << YAML::Value << shortest(recipe.moe.fail_below_coverage) << YAML::Key << "force_route" << YAML::Value << recipe.moe.force_route
+      << YAML::EndMap;
   out << YAML::Key << "compute" << YAML::Value << recipe.compute;
   if (all) {
     out << YAML::Key << "parallel" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "tensor" << YAML::Value << recipe.tensor
-        << YAML::Key << "pipeline" << YAML::Value << recipe.pipeline << YAML::EndMap;
+        << YAML::Key << "pipeline" << YAML::Value << recipe.pipeline << YAML::Key << "expert" << YAML::Value << recipe.expert
+        << YAML::EndMap;
     out << YAML::Key << "device" << YAML::Value << recipe.device;
     out << YAML::Key << "memory" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "host" << YAML::Value << recipe.host_memory
         << YAML::EndMap;

@@ -45,8 +45,8 @@ EvaluationClient::EvaluationClient(const SourceModel& source, const EvaluateSett
 recipes::LinearScales EvaluationClient::scales(const layers::LinearSpec& linear, recipes::Format format) const {
   recipes::LinearScales scales;
   for (const auto& part : recipes::encoded_tensors(format, linear)) {
-    if (part.row_elements > 0) continue;
-    (part.suffix == ".input_scale" ? scales.input_scale : scales.weight_scale) = read_scalar(*source_.reader, linear.module + part.suffix);
+    if (!part.is_scalar) continue;
+    (part.part == ".input_scale" ? scales.input_scale : scales.weight_scale) = read_scalar(*source_.reader, part.tensor.name);
   }
   return scales;
 }
@@ -54,15 +54,14 @@ recipes::LinearScales EvaluationClient::scales(const layers::LinearSpec& linear,
 std::vector<layers::TensorSpec> EvaluationClient::tensors(const layers::LayerSpec& layer) const {
   std::vector<layers::TensorSpec> specs;
   for (const auto& spec : layer.tensors) {
-    const bool is_weight = spec.linear >= 0 && spec.shape.size() == 2;
-    const auto* linear = is_weight ? &layer.linears[static_cast<size_t>(spec.linear)] : nullptr;
+    const auto* linear = spec.is_weight() ? &layer.linears[static_cast<size_t>(spec.linear)] : nullptr;
     const recipes::Format format = linear ? formats_.at(linear->module) : recipes::Format::kNone;
     if (format == recipes::Format::kNone) {
       specs.push_back(spec);
       continue;
     }
     for (const auto& part : recipes::encoded_tensors(format, *linear))
-      if (part.row_elements > 0) specs.push_back({linear->module + part.suffix, {linear->out, part.row_elements}, spec.split, spec.linear});
+      if (!part.is_scalar) specs.push_back({part.tensor.name, part.tensor.shape, spec.split, spec.linear, spec.expert});
   }
   return specs;
 }
@@ -78,7 +77,7 @@ layers::LayerWeights EvaluationClient::weights(const LayerTensors& tensors) cons
       continue;
     }
     const auto i = static_cast<size_t>(spec.linear);
-    if (spec.shape.size() == 1)
+    if (!spec.is_weight())
       weights.linears[i].bias = slice;
     else if (formats_.at(tensors.layer->linears[i].module) == recipes::Format::kNone)
       weights.linears[i].weight = slice;
@@ -87,8 +86,30 @@ layers::LayerWeights EvaluationClient::weights(const LayerTensors& tensors) cons
   }
   for (size_t i = 0; i < encoded.size(); ++i) {
     if (encoded[i].empty()) continue;
-    const std::string& module = tensors.layer->linears[i].module;
-    weights.linears[i].weight = recipes::decode_rows(formats_.at(module), encoded[i], scales_.at(module));
+    const layers::LinearSpec& linear = tensors.layer->linears[i];
+    weights.linears[i].weight = recipes::decode_rows(formats_.at(linear.module), linear, encoded[i], scales_.at(linear.module));
+  }
+  return weights;
+}
+
+layers::ExpertWeights EvaluationClient::expert_weights(const ExpertChunk& chunk, int expert) const {
+  const layers::LayerSpec& layer = *chunk.layer;
+  const layers::ExpertLinears& linears = layer.moe()->experts[static_cast<size_t>(expert)];
+  const auto format_of = [&](int linear) { return formats_.at(layer.linears[static_cast<size_t>(linear)].module); };
+  layers::ExpertWeights weights;
+  std::map<int, std::vector<Tensor>> encoded;
+  const auto& specs = chunk.specs_of(expert);
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const Tensor& stored = chunk.of(expert)[i];
+    if (specs[i].is_weight() && format_of(specs[i].linear) != recipes::Format::kNone)
+      encoded[specs[i].linear].push_back(stored);
+    else
+      place_expert_tensor(specs[i], stored, weights.of(linears, specs[i].linear));
+  }
+  for (const auto& [index, parts] : encoded) {
+    const layers::LinearSpec& linear = layer.linears[static_cast<size_t>(index)];
+    const Tensor decoded = recipes::decode_rows(format_of(index), linear, parts, scales_.at(linear.module));
+    weights.of(linears, index).weight = decoded.reshaped({linear.out, linear.in});
   }
   return weights;
 }
@@ -114,7 +135,7 @@ void EvaluationClient::key_value(const layers::LayerSpec& layer, Tensor& k, Tens
 
 SourceModel EvaluatedModel::open(const std::string& folder) {
   SourceModel source = open_source(folder);
-  if (!source.config.contains("quantization_config")) check_tensors(source);
+  if (is_plain(source)) check_tensors(source);
   const EvaluateSettings settings;
   const EvaluationClient reads_every_scale(source, settings);
   return source;
@@ -138,7 +159,7 @@ void EvaluatedModel::load_head() {
   if (format != recipes::Format::kNone) {
     names.clear();
     for (const auto& part : recipes::encoded_tensors(format, model.lm_head))
-      if (part.row_elements > 0) names.push_back(model.lm_head.module + part.suffix);
+      if (!part.is_scalar) names.push_back(part.tensor.name);
   }
   std::vector<Tensor> whole(names.size());
   mesh_.world().together([&] {
@@ -158,7 +179,8 @@ void EvaluatedModel::load_head() {
     const parallel::Range share = world_share(tensor.dim(0), mesh_);
     mesh_.world().all_gather(tensor.raw() + share.begin * tensor.row_bytes(), bytes, tensor.raw());
   }
-  head_ = format == recipes::Format::kNone ? whole[0] : recipes::decode_rows(format, whole, client_.scales(model.lm_head, format));
+  head_ = format == recipes::Format::kNone ? whole[0]
+                                           : recipes::decode_rows(format, model.lm_head, whole, client_.scales(model.lm_head, format));
 }
 
 Tensor EvaluatedModel::final_states(int64_t m) {

@@ -26,6 +26,7 @@ class EvaluationClient : public SweepClient, public layers::LayerHooks {
   std::vector<layers::TensorSpec> tensors(const layers::LayerSpec& layer) const override;
   double expansion() const override { return quantized_ ? 8.0 : 1.0; }
   layers::LayerWeights weights(const LayerTensors& tensors) const override;
+  layers::ExpertWeights expert_weights(const ExpertChunk& chunk, int expert) const override;
   layers::LayerHooks& hooks() override { return *this; }
   Tensor quantized_input(const layers::LayerSpec& layer, int linear, const Tensor& x) override;
   void key_value(const layers::LayerSpec& layer, Tensor& k, Tensor& v, const layers::Batch& batch) override;

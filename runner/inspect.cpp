@@ -2,70 +2,128 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
 #include "runner/machine.h"
+#include "runner/native_reader.h"
 #include "runner/source_model.h"
 
 namespace ptq::runner {
 
+namespace {
+
+using checkpoint::Json;
+
+/// "fp8 128x128 blocks (native)" or "mxfp4 (native)" for what publishers ship, quant_algo for exports, else the tool; null for plain
+/// models.
+Json quantization_of(const Json& config) {
+  const std::string native = native_quantization(config);
+  const Json words = config.value("quantization_config", Json::object());
+  if (!native.empty()) {
+    const Json block = words.value("weight_block_size", Json::array());
+    return native + (block.size() == 2 ? " " + block[0].dump() + "x" + block[1].dump() + " blocks" : "") + " (native)";
+  }
+  if (words.contains("quant_algo")) return words.at("quant_algo");
+  const std::string tool = quantized_by(config);
+  return tool.empty() ? Json(nullptr) : Json(tool);
+}
+
+/// Layers that config.json does not count: multi-token prediction lies behind the last one, under the next numbers.
+int64_t extra_layers(const checkpoint::Reader& reader, const layers::ModelSpec& model) {
+  if (model.layers.empty()) return 0;
+  const std::string& first = model.layers.front().prefix;
+  const std::string stem = first.substr(0, first.rfind('.') + 1);
+  std::set<std::string> extra;
+  const auto& tensors = reader.tensors();
+  for (auto at = tensors.lower_bound(stem); at != tensors.end() && at->first.starts_with(stem); ++at) {
+    const std::string number = at->first.substr(stem.size(), at->first.find('.', stem.size()) - stem.size());
+    const bool is_number =
+        !number.empty() && number.size() < 10 && std::all_of(number.begin(), number.end(), [](char c) { return c >= '0' && c <= '9'; });
+    if (is_number && std::stoul(number) >= model.layers.size()) extra.insert(number);
+  }
+  return static_cast<int64_t>(extra.size());
+}
+
+std::string text_of(const Json& value) { return value.is_string() ? value.get<std::string>() : "no"; }
+
+}  // namespace
+
 void inspect(const std::string& path, bool json) {
   const SourceModel source = open_source(path);
   const layers::ModelSpec& model = source.spec;
+  const auto files_reader = checkpoint::open_checkpoint(path);  // what lies in the files, where the source's reader shows it as bf16
+  const Json quantization = quantization_of(source.config);
   std::map<std::string, int64_t> bytes_by_dtype, linears_by_format;
   std::set<std::string> files;
-  for (const auto& [name, entry] : source.reader->tensors()) {
+  for (const auto& [name, entry] : files_reader->tensors()) {
     bytes_by_dtype[std::string(dtype_name(entry.dtype))] += entry.bytes;
     files.insert(entry.file);
   }
   int64_t parameters = model.vocab * model.hidden * (model.tied ? 1 : 2) +
                        model.hidden * (model.final_norm.kind == layers::NormSpec::Kind::kLayerNorm1p ? 2 : 1),
-          attention = 0, kv_heads = 0;
+          attention = 0, kv_heads = 0, moe_layers = 0, experts = 0, experts_per_token = 0;
   for (const auto& layer : model.layers) {
     for (const auto& tensor : layer.tensors) parameters += element_count(tensor.shape);
-    for (const auto& linear : layer.linears) linears_by_format[recipes::info(stored_format(*source.reader, linear)).name] += 1;
+    for (const auto& linear : layer.linears) {
+      const std::string weight = linear.tensor(".weight");
+      const checkpoint::TensorEntry* stored = files_reader->find(weight);
+      const bool is_native = !stored || stored->dtype != source.reader->at(weight).dtype;
+      linears_by_format[is_native ? quantization.get<std::string>() : recipes::info(stored_format(*source.reader, linear)).name] += 1;
+    }
+    if (const layers::MoeSpec* moe = layer.moe()) {
+      ++moe_layers;
+      experts = std::max(experts, moe->router.experts);
+      experts_per_token = std::max(experts_per_token, moe->router.top_k);
+    }
     if (!layer.attention()) continue;
     ++attention;
     kv_heads = layer.attention()->kv_heads;
   }
+  const int64_t mtp_layers = extra_layers(*files_reader, model);
   const auto& config = source.config;
-  const checkpoint::Json words = config.value("quantization_config", checkpoint::Json::object());
-  checkpoint::Json result{
-      {"path", path},
-      {"format", source.reader->format()},
-      {"architecture", layers::Config(config, "config.json").architecture()},
-      {"family", model.family},
-      {"layers", model.layers.size()},
-      {"attention_layers", attention},
-      {"experts", 0},
-      {"hidden_size", model.hidden},
-      {"kv_heads", kv_heads},
-      {"vocab_size", model.vocab},
-      {"tied_embeddings", model.tied},
-      {"parameters", parameters},
-      {"tensors", source.reader->tensors().size()},
-      {"files", files.size()},
-      {"bytes", source.weight_bytes},
-      {"bytes_by_dtype", bytes_by_dtype},
-      {"linears_by_format", linears_by_format},
-      {"quantization", words.empty() ? checkpoint::Json(nullptr) : words.value("quant_algo", checkpoint::Json(nullptr))},
-      {"kv_cache", words.contains("kv_cache_scheme") ? words.at("kv_cache_scheme") : checkpoint::Json(nullptr)}};
+  const Json words = config.value("quantization_config", Json::object());
+  const std::string architecture = layers::Config(config, "config.json").architecture();
+  const Json result{{"path", path},
+                    {"format", source.reader->format()},
+                    {"architecture", architecture},
+                    {"family", model.family},
+                    {"layers", model.layers.size()},
+                    {"attention_layers", attention},
+                    {"moe_layers", moe_layers},
+                    {"experts", experts},
+                    {"experts_per_token", experts_per_token},
+                    {"mtp_layers", mtp_layers},
+                    {"hidden_size", model.hidden},
+                    {"kv_heads", kv_heads},
+                    {"vocab_size", model.vocab},
+                    {"tied_embeddings", model.tied},
+                    {"parameters", parameters},
+                    {"tensors", files_reader->tensors().size()},
+                    {"files", files.size()},
+                    {"bytes", source.weight_bytes},
+                    {"bytes_by_dtype", bytes_by_dtype},
+                    {"linears_by_format", linears_by_format},
+                    {"quantization", quantization},
+                    {"kv_cache", words.contains("kv_cache_scheme") ? words.at("kv_cache_scheme") : Json(nullptr)}};
   if (json) {
     fmt::print("{}\n", result.dump(2));
     return;
   }
   fmt::print("{}\n", path);
-  fmt::print("  {} ({}), {} layers ({} with attention), hidden {}, vocabulary {}{}\n", result["architecture"].get<std::string>(),
-             model.family, model.layers.size(), attention, model.hidden, model.vocab, model.tied ? ", tied embeddings" : "");
+  fmt::print("  {} ({}), {} layers ({} with attention), hidden {}, vocabulary {}{}\n", architecture, model.family, model.layers.size(),
+             attention, model.hidden, model.vocab, model.tied ? ", tied embeddings" : "");
+  if (experts > 0) fmt::print("  {} layers of {} routed experts, {} per token\n", moe_layers, experts, experts_per_token);
+  if (mtp_layers > 0) fmt::print("  and {} layer(s) of multi-token prediction\n", mtp_layers);
   fmt::print("  {:.3f} B parameters, {} in {} tensors, {} {} file(s)\n", static_cast<double>(parameters) / 1e9,
-             human_bytes(static_cast<double>(source.weight_bytes)), source.reader->tensors().size(), files.size(), source.reader->format());
+             human_bytes(static_cast<double>(source.weight_bytes)), files_reader->tensors().size(), files.size(), source.reader->format());
   for (const auto& [dtype, bytes] : bytes_by_dtype) fmt::print("    {:<9} {}\n", dtype, human_bytes(static_cast<double>(bytes)));
   std::string formats;
   for (const auto& [format, count] : linears_by_format)
     formats += fmt::format("{}{} × {}", formats.empty() ? "" : ", ", count, format == "none" ? "unquantized" : format);
   fmt::print("  linears: {}\n", formats);
-  fmt::print("  quantized: {}\n", result["quantization"].is_null() ? "no" : result["quantization"].get<std::string>());
+  fmt::print("  quantized: {}\n", text_of(quantization));
 }
 
 }  // namespace ptq::runner

@@ -9,8 +9,8 @@ using parallel::Range;
 
 Placement place(const layers::LayerSpec& layer, const layers::TensorSpec& tensor, int64_t rows, const parallel::Mesh& mesh) {
   Placement placement;
-  const auto [data, pipeline, tensors] = mesh.shape();
-  const layers::AttentionSpec* attention = layer.attention();
+  const int64_t data = mesh.shape().data, tensors = mesh.shape().tensor;
+  const layers::AttentionHeads* attention = layer.attention();
   const bool is_linear = tensor.linear >= 0 && tensor.split != layers::Split::kWhole;
   placement.slice = is_linear
                         ? layers::tensor_slice(layer.linears[static_cast<size_t>(tensor.linear)], attention, tensors, mesh.tensor_rank())

@@ -5,13 +5,13 @@
 #include <algorithm>
 #include <set>
 
-#include "checkpoint/text_data.h"
 #include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
-#include "layers/tensor_slices.h"
 #include "recipes/version.h"
 #include "runner/calibration.h"
+#include "runner/calibration_rows.h"
 #include "runner/machine.h"
+#include "runner/mesh_shape.h"
 #include "runner/publication.h"
 #include "runner/verify.h"
 
@@ -38,46 +38,6 @@ recipes::Recipe read_recipe(Communicator& world, const QuantizeOptions& options)
   recipes::Recipe recipe;
   world.together([&] { recipe = recipes::parse_recipe(text, options.recipe_path, options.overrides); });
   return recipe;
-}
-
-parallel::MeshShape mesh_shape(const recipes::Recipe& recipe, int ranks) {
-  const int64_t each = recipe.tensor * recipe.pipeline;
-  if (ranks % each != 0)
-    throw user_error(
-        fmt::format("tensor {} × pipeline {} = {} does not divide the {} rank(s) of this job", recipe.tensor, recipe.pipeline, each, ranks),
-        recipe.where(recipe.tensor > 1 ? "parallel.tensor" : "parallel.pipeline"),
-        "start a multiple of " + std::to_string(each) + " ranks");
-  return {static_cast<int>(ranks / each), static_cast<int>(recipe.pipeline), static_cast<int>(recipe.tensor)};
-}
-
-std::vector<std::vector<int32_t>> read_rows(const recipes::Recipe& recipe, const SourceModel& source) {
-  if (recipe.calibration_data.empty())
-    throw user_error("'calibration.data' is missing, but this format needs to see activations", recipe.file + "  calibration.data",
-                     "name a .jsonl, .txt or .safetensors file");
-  std::optional<checkpoint::Tokenizer> tokenizer;
-  const bool has_text = std::any_of(recipe.calibration_data.begin(), recipe.calibration_data.end(), [](const std::string& file) {
-    return file.size() < 12 || file.substr(file.size() - 12) != ".safetensors";
-  });
-  if (has_text && checkpoint::exists(source.reader->folder() + "/tokenizer.json"))
-    tokenizer.emplace(checkpoint::Tokenizer::open(source.reader->folder()));
-  checkpoint::TextRequest request;
-  request.files = recipe.calibration_data;
-  request.samples = recipe.samples;
-  request.sequence_length = recipe.sequence_length;
-  request.pack = recipe.pack;
-  request.drop_short = recipe.drop_short;
-  if (source.eos_id >= 0) request.eos_id = static_cast<int32_t>(source.eos_id);
-  request.vocab_size = source.spec.vocab;
-  return checkpoint::load_rows(request, tokenizer ? &*tokenizer : nullptr);
-}
-
-std::string rows_fingerprint(const std::vector<std::vector<int32_t>>& rows) {
-  std::string bytes;
-  for (const auto& row : rows) {
-    bytes.append(reinterpret_cast<const char*>(row.data()), row.size() * sizeof(int32_t));
-    bytes += '\n';
-  }
-  return checkpoint::sha256_text(bytes);
 }
 
 /// Tensors outside the layers, cut in pieces of rows over all ranks, straight from the source to the output.
@@ -120,7 +80,10 @@ class Job {
 
  private:
   void calibrate_and_write(const parallel::Mesh& mesh);
+  /// Every stage's coverage on every rank; throws when it is less than the recipe asks for. Collective.
+  void gather_coverage(const std::vector<recipes::LayerCoverage>& mine);
   void publish();
+  Json report() const;
   Json manifest() const;
 
   Communicator& world_;
@@ -136,19 +99,15 @@ class Job {
   checkpoint::Fd lock_;  ///< of the work folder, on rank 0
   checkpoint::Stats stats_;
   std::vector<recipes::ScaleNote> notes_;
+  std::vector<recipes::LayerCoverage> coverage_;
   VerifyResult verified_;
 };
 
 bool Job::prepare() {
   world_.together([&] {
-    shape_ = mesh_shape(recipe_, world_.size());
     source_ = open_source(recipe_.model_path);
     check_tensors(source_);
-    layers::check_tensor_ranks(source_.spec, recipe_.tensor);
-    const auto layers = static_cast<int64_t>(source_.spec.layers.size());
-    if (recipe_.pipeline > layers)
-      throw user_error(fmt::format("there are more pipeline ranks ({}) than layers ({})", recipe_.pipeline, layers),
-                       recipe_.where("parallel.pipeline"), "lower parallel.pipeline");
+    shape_ = mesh_shape(source_.spec, recipe_, world_.size());
     plan_ = plan_export(source_, recipe_);
     forward_ = recipes::needs_calibration(plan_.decisions, recipe_);
   });
@@ -169,12 +128,14 @@ bool Job::prepare() {
                       {"data", shape_.data},
                       {"pipeline", shape_.pipeline},
                       {"tensor", shape_.tensor},
+                      {"expert", shape_.expert},
                       {"threads", num_threads()},
                       {"matmul", kernels::to_string(kernels::matmul_kernel())},
                       {"samples", rows_.size()},
                       {"tokens", tokens}});
-  log_.line(fmt::format("{} rank(s): data {} × pipeline {} × tensor {}, {} thread(s) each, {} arithmetic{}", world_.size(), shape_.data,
-                        shape_.pipeline, shape_.tensor, num_threads(), kernels::to_string(kernels::matmul_kernel()),
+  log_.line(fmt::format("{} rank(s): data {} × pipeline {} × tensor {}{}, {} thread(s) each, {} arithmetic{}", world_.size(), shape_.data,
+                        shape_.pipeline, shape_.tensor, shape_.expert > 1 ? fmt::format(", experts over {}", shape_.expert) : "",
+                        num_threads(), kernels::to_string(kernels::matmul_kernel()),
                         forward_ ? fmt::format("; {} samples, {} tokens", rows_.size(), tokens) : "; weights only, no calibration"));
 
   int64_t complete = 0;
@@ -209,6 +170,9 @@ void Job::run() {
           recipe_.output_path, "the output was not kept; check the disk, then run again"));
     }
   }
+  int64_t peak = peak_resident_bytes();
+  world_.all_reduce_max(std::span<int64_t>(&peak, 1));
+  log_.event("finished", {{"peak_bytes_of_any_rank", peak}});
   publish();
 }
 
@@ -224,7 +188,9 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
 
   constexpr int64_t kQueue = int64_t{16} << 20;
   OutputStream output(checkpoint::ShardWriter::open(work_, plan_.layout), kQueue);
-  Calibration calibration(source_, recipe_, plan_, mesh, output);
+  int64_t tokens = 0;
+  for (const auto& row : rows_) tokens += static_cast<int64_t>(row.size());
+  Calibration calibration(source_, recipe_, plan_, mesh, output, tokens);
   SweepProgress last;
   sweep.run(calibration, [&](const SweepProgress& progress) {
     const double layer_seconds = progress.seconds - last.seconds;
@@ -247,6 +213,10 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
     last = progress;
   });
   if (sweep.spilled()) log_.line("hidden states did not fit into memory.host and were spilled to " + options.scratch);
+  if (sweep.streamed_experts() > 0)
+    log_.line(fmt::format("a layer's experts did not fit into memory.host: {} at a time", sweep.streamed_experts()));
+  world_.agree(calibration.error());
+  gather_coverage(mesh.stage().rank() == 0 ? calibration.coverage() : std::vector<recipes::LayerCoverage>{});
   calibration.quantize_head(sweep);
   log_.event("sweep",
              {{"seconds_total", last.seconds}, {"forward_seconds", last.forward_seconds}, {"read_wait_seconds", last.wait_seconds}});
@@ -266,6 +236,45 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
   log_.event("transferred", {{"bytes_read", totals[0]}, {"bytes_written", totals[1]}});
 }
 
+void Job::gather_coverage(const std::vector<recipes::LayerCoverage>& mine) {
+  Json words = Json::array();
+  for (const auto& layer : mine)
+    words.push_back({{"layer", layer.layer},
+                     {"module", layer.module},
+                     {"experts", layer.experts},
+                     {"starved", layer.starved},
+                     {"tokens", layer.tokens},
+                     {"forced", layer.forced}});
+  for (const std::string& text : world_.gather_texts(words.dump()))
+    for (const Json& layer : Json::parse(text))
+      coverage_.push_back({layer.at("layer").get<int64_t>(), layer.at("module").get<std::string>(), layer.at("experts").get<int64_t>(),
+                           layer.at("starved").get<std::vector<int>>(), layer.at("tokens").get<std::vector<int64_t>>(),
+                           layer.at("forced").get<std::vector<int64_t>>()});
+  std::sort(coverage_.begin(), coverage_.end(), [](const auto& a, const auto& b) { return a.layer < b.layer; });
+  if (coverage_.empty()) return;
+  for (const auto& layer : coverage_)
+    if (!layer.starved.empty()) log_.event("starved_experts", {{"module", layer.module}, {"experts", layer.starved}});
+  log_.line(fmt::format("{:.2f} % of the experts saw at least {} tokens", 100 * recipes::covered_fraction(coverage_),
+                        recipe_.moe.min_tokens_per_expert));
+  world_.together([&] { recipes::check_coverage(coverage_, recipe_); });
+}
+
+Json Job::report() const {
+  Json layers = Json::array();
+  for (const auto& layer : coverage_)
+    layers.push_back({{"layer", layer.layer},
+                      {"module", layer.module},
+                      {"experts_below_minimum", layer.starved},
+                      {"tokens", layer.tokens},
+                      {"forced_tokens", layer.forced}});
+  return {{"program", recipes::kProgram},
+          {"moe",
+           {{"min_tokens_per_expert", recipe_.moe.min_tokens_per_expert},
+            {"unseen", recipe_.moe.unseen},
+            {"covered_fraction", recipes::covered_fraction(coverage_)},
+            {"layers", layers}}}};
+}
+
 Json Job::manifest() const {
   Json decisions = Json::object();
   for (const auto& [module, decision] : plan_.decisions)
@@ -276,7 +285,7 @@ Json Job::manifest() const {
           {"fingerprint", fingerprint_},
           {"source", {{"path", recipe_.model_path}, {"fingerprint", source_.fingerprint}}},
           {"data", {{"files", recipe_.calibration_data}, {"rows", rows_.size()}, {"fingerprint", data_fingerprint_}}},
-          {"ranks", {{"data", shape_.data}, {"pipeline", shape_.pipeline}, {"tensor", shape_.tensor}}},
+          {"ranks", {{"data", shape_.data}, {"pipeline", shape_.pipeline}, {"tensor", shape_.tensor}, {"expert", shape_.expert}}},
           {"matmul", kernels::to_string(kernels::matmul_kernel())},
           {"verified_checks", verified_.checks},
           {"decisions", decisions},
@@ -286,6 +295,7 @@ Json Job::manifest() const {
 void Job::publish() {
   world_.on_root([&] {
     checkpoint::write_text(work_ + "/ptq-runner/recipe.yaml", recipes::to_yaml(recipe_, true));
+    if (recipe_.report && !coverage_.empty()) checkpoint::write_text(work_ + "/ptq-runner/report.json", report().dump(2) + "\n");
     if (!stats_.arrays.empty()) {
       stats_.attributes["source_fingerprint"] = source_.fingerprint;
       stats_.attributes["data_fingerprint"] = data_fingerprint_;

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "layers/models/models.h"
+#include "runner/native_reader.h"
 
 namespace ptq::runner {
 
@@ -59,6 +60,7 @@ SourceModel open_source(const std::string& path) {
   source.spec = layers::describe_model(layers::Config(source.config, folder + "/config.json"));
   source.fingerprint = fingerprint_of(*source.reader, source.config);
   for (const auto& [name, entry] : source.reader->tensors()) source.weight_bytes += entry.bytes;
+  source.reader = open_native(std::move(source.reader), source.config, source.spec);
   source.eos_id = source.spec.eos_id;
   if (source.eos_id < 0 && checkpoint::exists(folder + "/generation_config.json")) {
     const checkpoint::Json generation = checkpoint::read_json(folder + "/generation_config.json");
@@ -71,8 +73,13 @@ SourceModel open_source(const std::string& path) {
   return source;
 }
 
+bool is_plain(const SourceModel& source) { return quantized_by(source.config).empty() || !native_quantization(source.config).empty(); }
+
 void check_tensors(const SourceModel& source) {
   const layers::ModelSpec& model = source.spec;
+  if (!is_plain(source))
+    throw data_error("the checkpoint is quantized already, by " + quantized_by(source.config), source.reader->folder(),
+                     "start from the checkpoint it was made from: BF16, F16, F32, or the publisher's own FP8 blocks or MXFP4");
   check_tensor(*source.reader, model.embedding, {model.vocab, model.hidden});
   check_tensor(*source.reader, model.final_norm.module + ".weight", {model.hidden});
   if (model.final_norm.kind == layers::NormSpec::Kind::kLayerNorm1p)
@@ -83,14 +90,13 @@ void check_tensors(const SourceModel& source) {
 }
 
 recipes::Format stored_format(const checkpoint::Reader& reader, const layers::LinearSpec& linear) {
-  const checkpoint::TensorEntry& weight = reader.at(linear.module + ".weight");
+  const checkpoint::TensorEntry& weight = reader.at(linear.tensor(".weight"));
   if (is_float(weight.dtype)) return recipes::Format::kNone;
   for (const recipes::Format format : {recipes::Format::kFp8, recipes::Format::kNvfp4, recipes::Format::kNvfp4WeightOnly}) {
     bool fits = true;
     for (const auto& part : recipes::encoded_tensors(format, linear)) {
-      const checkpoint::OutputTensor wanted = recipes::output_tensor(part, linear);
-      const checkpoint::TensorEntry* entry = reader.find(wanted.name);
-      fits = fits && entry && entry->dtype == wanted.dtype && entry->shape == wanted.shape;
+      const checkpoint::TensorEntry* entry = reader.find(part.tensor.name);
+      fits = fits && entry && entry->dtype == part.tensor.dtype && entry->shape == part.tensor.shape;
     }
     if (fits) return format;
   }

@@ -24,7 +24,10 @@ struct SourceModel {
 /// unsupported).
 SourceModel open_source(const std::string& path);
 
-/// Throws a data Error unless every tensor of the spec is there, with its shape and a floating-point dtype: for unquantized sources.
+/// True for float checkpoints and for those their publisher quantized, which the reader shows as bf16.
+bool is_plain(const SourceModel& source);
+/// Throws a data Error unless every tensor of the spec is there, with its shape and a floating-point dtype: for plain sources; says by
+/// which tool any other was quantized.
 void check_tensors(const SourceModel& source);
 
 /// The format a linear of an exported checkpoint is stored in, by its tensors; kNone if it is plain. Throws a data Error for layouts this

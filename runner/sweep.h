@@ -1,8 +1,10 @@
 #pragma once
 // The streaming forward pass: windows of consecutive layers are read ahead, computed with all micro-batches and dropped; only hidden
-// states stay. Pipeline ranks split each window; micro-batches flow through them and come back to the first as the next window's inputs.
-// Hidden states are rounded to the store's dtype after every layer, so that neither windows nor pipeline ranks change a bit.
+// states stay. Pipeline ranks split each window by bytes; micro-batches flow through them and come back to the first as the next window's
+// inputs. Routed experts pass through memory chunk by chunk, each chunk once for a group of micro-batches. Hidden states are rounded to
+// the store's dtype after every layer, so that neither windows nor pipeline ranks nor chunks change a bit.
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <optional>
@@ -11,14 +13,17 @@
 
 #include "checkpoint/reader.h"
 #include "layers/layer.h"
+#include "layers/moe.h"
 #include "parallel/mesh.h"
+#include "runner/expert_chunks.h"
 #include "runner/hidden_store.h"
 #include "runner/placement.h"
+#include "runner/sweep_plan.h"
 #include "runner/weight_loader.h"
 
 namespace ptq::runner {
 
-/// A layer's tensors on this rank: what it read, and what it computes with.
+/// A layer's tensors on this rank but those of routed experts: what it read, and what it computes with.
 struct LayerTensors {
   const layers::LayerSpec* layer = nullptr;
   std::vector<layers::TensorSpec> specs;
@@ -27,32 +32,51 @@ struct LayerTensors {
   std::map<std::string, Tensor> slices;  ///< rows it computes with; empty when the sweep computes nothing
 };
 
+/// Puts one tensor of an expert in its place as [out, in] or [out]; transposes a stacked weight [1, in, out].
+void place_expert_tensor(const layers::TensorSpec& spec, const Tensor& stored, layers::LinearWeights& linear);
+
 /// What a sweep is for. Methods run on the main thread; only those that say so communicate.
 class SweepClient {
  public:
   virtual ~SweepClient() = default;
-  /// The tensors to read for a layer.
+  /// The tensors to read for a layer, those of experts included.
   virtual std::vector<layers::TensorSpec> tensors(const layers::LayerSpec& layer) const { return layer.tensors; }
   /// Bytes of the computed form of a layer per byte read (dequantized weights are larger than their codes).
   virtual double expansion() const { return 1.0; }
   /// Once per layer, before its forward: looks at the shares, may throw.
   virtual void loaded(const LayerTensors&) {}
+  /// Once per chunk: looks at the experts this rank owns, may throw.
+  virtual void experts_loaded(const ExpertChunk&) {}
   /// The slices as weights.
   virtual layers::LayerWeights weights(const LayerTensors& tensors) const;
+  /// One expert of the chunk as weights.
+  virtual layers::ExpertWeights expert_weights(const ExpertChunk& chunk, int expert) const;
   virtual layers::LayerHooks& hooks() = 0;
+
+  /// counts[e]: tokens of this rank that were routed to expert e, once per layer and group of micro-batches.
+  virtual void routed(const layers::LayerSpec&, const std::vector<int64_t>& /*counts*/) {}
+  /// True when forced() is to be asked; then all micro-batches of a rank form one group.
+  virtual bool forces_visits() const { return false; }
+  /// Experts to visit for statistics alone. counts: routed tokens of all ranks.
+  virtual layers::ForcedVisits forced(const layers::LayerSpec&, const std::vector<int64_t>& /*counts*/) { return {}; }
+
   /// What went wrong during the window's forward, if anything.
   virtual std::optional<Error> error() { return std::nullopt; }
   /// After a window: its layers on this rank, statistics complete. Every rank of the stage calls it; may communicate over the stage.
   virtual void window_done(const std::vector<LayerTensors>&) {}
+  /// The chunk's last sight: after its forward, or, where statistics of the whole layer are needed first, after window_done.
+  virtual void experts_done(const ExpertChunk&) {}
+  virtual bool needs_layer_first(const layers::LayerSpec&) const { return false; }
 };
 
 struct SweepOptions {
-  bool forward = true;           ///< false: read, loaded() and window_done() only
-  DType operand = DType::kBF16;  ///< of matrix product inputs
-  DType hidden = DType::kBF16;   ///< of the hidden states kept
-  int64_t host_memory = 0;       ///< bytes this rank may use in all
-  std::string scratch;           ///< folder for spilled hidden states
-  int64_t micro_batch = 0;       ///< tokens computed at a time, unless one row is longer; 0: as many as memory allows
+  bool forward = true;            ///< false: read, loaded() and ..._done() only
+  DType operand = DType::kBF16;   ///< of matrix product inputs
+  DType hidden = DType::kBF16;    ///< of the hidden states kept
+  int64_t host_memory = 0;        ///< bytes this rank may use in all
+  std::string scratch;            ///< folder for spilled hidden states
+  int64_t micro_batch = 0;        ///< tokens computed at a time, unless one row is longer; 0: as many as memory allows
+  int64_t experts_in_memory = 0;  ///< of a layer, on this rank; 0: as many as memory allows
 };
 
 struct SweepProgress {
@@ -75,28 +99,50 @@ class Sweep {
   /// After run, on pipeline rank 0: the final hidden states of micro-batch m (before the final norm), [T, H] f32. Collective over tensor.
   Tensor final_hidden(int64_t m);
   bool spilled() const { return store_ && store_->spilled(); }
+  /// Experts of a layer that one rank held at a time; 0 when it held all of its own.
+  int64_t streamed_experts() const { return streams_experts_ ? plan_.experts : 0; }
   layers::Workspace& workspace() { return workspace_; }
 
  private:
-  struct Window {
-    std::vector<int64_t> boundaries;  ///< P+1 layer indices: stage p computes [boundaries[p], boundaries[p+1])
-  };
-  struct PendingOutput;
+  /// Tokens of a rank that are exchanged with the other expert ranks at a time.
+  static constexpr int64_t kExchangeTokens = 1024;
 
-  /// What this rank's memory allows; local, may throw.
+  /// What memory allows. All ranks agree on the least of each.
+  struct Plan {
+    int64_t micro_batch = 0;  ///< tokens at most, unless one row is longer
+    int64_t depth = 0;        ///< of windows, as cut_windows takes it
+    int64_t experts = 0;      ///< of a chunk, per expert rank; 0 for models without
+    int64_t group = 1;        ///< micro-batches that go through the experts together
+  };
+  /// Bytes of this rank at one choice of the plan.
+  struct Needs;
+  struct PendingOutput;
+  class ExpertSource;
+
+  // sweep_plan.cpp
   void plan(const SweepClient& client);
-  /// The plan all ranks share. Collective over the world.
   void settle_plan();
+  std::vector<Window> windows(int64_t depth) const;
+  Needs measure(const SweepClient& client, int64_t depth) const;
   int64_t source_bytes(const layers::LayerSpec& layer) const;
+  int64_t layer_bytes(const SweepClient& client, const layers::LayerSpec& layer, bool shares_only) const;
+  int64_t scratch_bytes(int64_t tokens) const;
   void make_batches(int64_t micro_batch_tokens);
+
+  // sweep.cpp
   void embed();
   LayerTensors take_layer(const SweepClient& client, WeightLoader& loader, int64_t layer) const;
   void assemble(LayerTensors& tensors) const;
-  void run_window(const Window& window, SweepClient& client, const std::vector<LayerTensors>& layers);
+  std::vector<LoadUnit> load_units(const SweepClient& client) const;
+
+  // sweep_window.cpp
+  void run_window(SweepClient& client, const std::vector<LayerTensors>& layers, ExpertSource& experts);
+  void run_group(SweepClient& client, const std::vector<LayerTensors>& layers, const std::vector<layers::LayerWeights>& weights,
+                 ExpertSource& experts, int64_t first_batch, std::vector<Tensor>& states);
+  void run_experts(SweepClient& client, const layers::LayerSpec& layer, const layers::LayerWeights& weights, ExpertSource& experts,
+                   layers::TokenGroup& group);
   Tensor gather_tokens(int64_t m, const Tensor& share);
   parallel::Range token_share(int64_t m) const;
-  int64_t layer_bytes(const SweepClient& client, const layers::LayerSpec& layer, bool shares_only) const;
-  int64_t scratch_bytes(int64_t tokens) const;
 
   const layers::ModelSpec& model_;
   const checkpoint::Reader& reader_;
@@ -110,12 +156,12 @@ class Sweep {
   std::optional<HiddenStore> store_;
   layers::RopeTables rope_;
   layers::Workspace workspace_;
-  struct Plan {
-    int64_t micro_batch = 0;  ///< tokens at most, unless one row is longer
-    int64_t depth = 1;        ///< layers a stage of a window
-    int64_t ahead_bytes = 0;  ///< of one layer read ahead
-  } plan_;
-  int64_t longest_ = 1;  ///< tokens of the longest row
+  Plan plan_;
+  int64_t ahead_bytes_ = 0;       ///< that the loader may read ahead
+  int64_t longest_ = 1;           ///< tokens of the longest row
+  int64_t first_token_ = 0;       ///< of this data rank's rows among all
+  int64_t groups_ = 0;            ///< of micro-batches; with experts the most that any rank has
+  bool streams_experts_ = false;  ///< some layer's experts come in several chunks
   bool spill_ = false;
 };
 

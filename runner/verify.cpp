@@ -1,12 +1,11 @@
 #include "runner/verify.h"
 
-#include <fnmatch.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <map>
 #include <set>
 
+#include "recipes/exclusions.h"
 #include "recipes/export_metadata.h"
 #include "runner/publication.h"
 #include "runner/source_model.h"
@@ -26,6 +25,10 @@ class Judge {
   void claim(bool holds, const std::string& otherwise) {
     ++result_.checks;
     if (!holds && result_.failures.size() < 100) result_.failures.push_back(otherwise);
+  }
+  void claims(size_t checks, const std::vector<std::string>& failures) {
+    for (const auto& failure : failures) claim(false, failure);
+    result_.checks += static_cast<int64_t>(checks - std::min(checks, failures.size()));
   }
 
  private:
@@ -52,83 +55,124 @@ void check_json(const std::string& folder, const Json& config, Judge& judge) {
   const bool has_file = checkpoint::exists(folder + "/hf_quant_config.json");
   judge.claim(has_quantization == has_file, "config.json and hf_quant_config.json disagree about whether the model is quantized");
   if (!has_quantization || !has_file) return;
-  const Json file = checkpoint::read_json(folder + "/hf_quant_config.json");
-  const Json& words = config.at("quantization_config");
-  const Json quantization = file.value("quantization", Json::object());
-  judge.claim(file.contains("producer") && file.at("producer").value("name", "") == "modelopt",
-              "hf_quant_config.json: producer.name is not modelopt");
-  judge.claim(words.value("quant_method", "") == "modelopt", "config.json: quant_method is not modelopt");
-  judge.claim(
-      quantization.contains("quant_algo") && words.contains("quant_algo") && quantization.at("quant_algo") == words.at("quant_algo"),
-      "the two JSON files name different quant_algo");
-  judge.claim(quantization.contains("kv_cache_quant_algo"), "hf_quant_config.json: kv_cache_quant_algo is missing");
-  const Json excluded = quantization.value("exclude_modules", Json::array()), ignored = words.value("ignore", Json::array());
-  judge.claim(excluded == ignored, "exclude_modules and ignore differ");
-  judge.claim(std::is_sorted(excluded.begin(), excluded.end()) && std::adjacent_find(excluded.begin(), excluded.end()) == excluded.end(),
-              "exclude_modules is not sorted and unique");
-  const bool kv_null = !quantization.contains("kv_cache_quant_algo") || quantization.at("kv_cache_quant_algo").is_null();
-  judge.claim(kv_null != words.contains("kv_cache_scheme"), "kv_cache_scheme and kv_cache_quant_algo disagree");
+  constexpr size_t kClaims = 8;
+  judge.claims(kClaims,
+               recipes::metadata_faults(checkpoint::read_json(folder + "/hf_quant_config.json"), config.at("quantization_config")));
 }
 
-/// Would a server that reads this pattern leave `module` unquantized?
-bool excludes(const std::string& pattern, const std::string& module) {
-  if (fnmatch(pattern.c_str(), module.c_str(), 0) == 0) return true;
-  return module.find(pattern) != std::string::npos;  // vLLM also matches any substring
-}
+/// A linear as it is stored. `key` is the module that servers know it by: a layer's routed experts are one.
+struct StoredLinear {
+  const layers::LinearSpec* linear;
+  std::string key;
+  recipes::Format format;
+};
 
 struct Export {
   const SourceModel& model;
-  std::vector<const layers::LinearSpec*> linears;
-  std::map<std::string, recipes::Format> formats;
+  std::vector<std::vector<StoredLinear>> layers;  ///< and one more, of the head
 };
 
-void check_linear(const Export& exported, const layers::LinearSpec& linear, Judge& judge) {
-  const checkpoint::Reader& reader = *exported.model.reader;
-  const recipes::Format format = exported.formats.at(linear.module);
-  if (format == recipes::Format::kNone) {
-    for (const char* suffix : {".weight_scale", ".weight_scale_2", ".input_scale"})
-      judge.claim(!reader.find(linear.module + suffix), linear.module + " is not quantized but has " + suffix);
+Export read_export(const SourceModel& model) {
+  Export exported{model, {}};
+  for (const auto& layer : model.spec.layers) {
+    exported.layers.emplace_back();
+    for (const auto& linear : layer.linears)
+      exported.layers.back().push_back(
+          {&linear, linear.is_routed() && layer.moe() ? layer.moe()->module : linear.module, stored_format(*model.reader, linear)});
+  }
+  exported.layers.emplace_back();
+  if (!model.spec.tied) {
+    const layers::LinearSpec& head = model.spec.lm_head;
+    exported.layers.back().push_back({&head, head.module, stored_format(*model.reader, head)});
+  }
+  return exported;
+}
+
+/// One format for all: what is not quantized, and only that, is under exclude_modules.
+void check_excluded(const Export& exported, const std::vector<std::string>& patterns, Judge& judge) {
+  std::set<std::string> quantized, plain;
+  for (const auto& layer : exported.layers)
+    for (const auto& [linear, key, format] : layer) {
+      if (format == recipes::Format::kNone)
+        plain.insert(linear->module);
+      else
+        quantized.insert({linear->module, key});
+    }
+  // Routers, and whatever has no place in the spec: multi-token prediction, a vision tower.
+  for (const auto& [name, entry] : exported.model.reader->tensors())
+    if (entry.shape.size() == 2 && name.ends_with(".weight") && name != exported.model.spec.embedding &&
+        !exported.model.reader->find(name + "_scale"))
+      plain.insert(name.substr(0, name.rfind('.')));
+  judge.claims(quantized.size() + plain.size(), recipes::exclusion_faults(patterns, quantized, plain));
+}
+
+/// MIXED_PRECISION: what is quantized, and only that, is under quantized_layers.
+void check_mixture(const Export& exported, const Json& quantized_layers, Judge& judge) {
+  std::map<std::string, std::string> algorithms;
+  for (const auto& [module, entry] : quantized_layers.items()) algorithms[module] = entry.value("quant_algo", "");
+  for (const auto& layer : exported.layers)
+    for (const auto& [linear, key, format] : layer) {
+      const auto found = algorithms.find(key);
+      judge.claim((found == algorithms.end() ? "" : found->second) == recipes::info(format).quant_algo,
+                  linear->module + " is stored as " + recipes::info(format).name + ", but quantized_layers says otherwise");
+    }
+}
+
+/// The codes of a linear, or that there are none.
+void check_codes(const checkpoint::Reader& reader, const StoredLinear& stored, Judge& judge) {
+  const layers::LinearSpec& linear = *stored.linear;
+  if (stored.format == recipes::Format::kNone) {
+    for (const char* part : {".weight_scale", ".weight_scale_2", ".input_scale"})
+      judge.claim(!reader.find(linear.tensor(part)), linear.module + " is not quantized but has " + linear.tensor(part));
     return;
   }
-  for (const auto& part : recipes::encoded_tensors(format, linear)) {
-    const std::string name = linear.module + part.suffix;
-    const TensorEntry& entry = reader.at(name);
-    if (part.row_elements == 0) {
-      const float value = read_scalar(reader, name);
-      judge.claim(std::isfinite(value) && value > 0, name + " is " + std::to_string(value) + ", not a positive finite scale");
-    } else if (part.dtype == DType::kF8E4M3) {
-      const bool is_scale = part.suffix != ".weight";
-      bool finite = true, positive = true;
-      for_pieces(reader, entry, [&](int64_t, int64_t, const std::vector<std::byte>& bytes) {
-        for (const std::byte byte : bytes) {
-          const auto code = static_cast<uint8_t>(byte);
-          finite = finite && (code & 0x7f) != 0x7f;
-          positive = positive && code != 0 && code < 0x80;
-        }
-      });
-      judge.claim(finite, name + " holds NaN codes");
-      if (is_scale) judge.claim(positive, name + " holds a block scale that is zero or negative");
-    }
+  for (const auto& part : recipes::encoded_tensors(stored.format, linear)) {
+    if (part.is_scalar || part.tensor.dtype != DType::kF8E4M3) continue;
+    bool finite = true, positive = true;
+    for_pieces(reader, reader.at(part.tensor.name), [&](int64_t, int64_t, const std::vector<std::byte>& bytes) {
+      for (const std::byte byte : bytes) {
+        const auto code = static_cast<uint8_t>(byte);
+        finite = finite && (code & 0x7f) != 0x7f;
+        positive = positive && code != 0 && code < 0x80;
+      }
+    });
+    judge.claim(finite, part.tensor.name + " holds NaN codes");
+    if (part.part != ".weight") judge.claim(positive, part.tensor.name + " holds a block scale that is zero or negative");
   }
 }
 
-void check_groups(const Export& exported, const layers::LayerSpec& layer, Judge& judge) {
-  const checkpoint::Reader& reader = *exported.model.reader;
-  for (size_t i = 0; i < layer.linears.size(); ++i)
-    for (size_t j = i + 1; j < layer.linears.size(); ++j) {
-      const auto &a = layer.linears[i], &b = layer.linears[j];
-      const recipes::Format format = exported.formats.at(a.module);
-      if (a.scale_group != b.scale_group) continue;
-      judge.claim(format == exported.formats.at(b.module),
-                  a.module + " and " + b.module + " are fused by servers but have different formats");
-      if (format == recipes::Format::kNone || format != exported.formats.at(b.module)) continue;
-      if (recipes::info(format).shares_weight_scale)
-        judge.claim(read_scalar(reader, a.module + ".weight_scale_2") == read_scalar(reader, b.module + ".weight_scale_2"),
-                    a.module + " and " + b.module + " do not share weight_scale_2");
-      if (recipes::info(format).quantizes_activations)
-        judge.claim(read_scalar(reader, a.module + ".input_scale") == read_scalar(reader, b.module + ".input_scale"),
-                    a.module + " and " + b.module + " do not share input_scale");
+/// The scalars of one layer's linears, each read once, and which of them servers take for one.
+void check_scales(const checkpoint::Reader& reader, const std::vector<StoredLinear>& layer, Judge& judge) {
+  // Fused by servers: the members of a scale group, and all routed experts of the layer.
+  enum class Shares { kFormat, kExpertFormat, kWeightScale, kInput, kExpertInput };
+  struct Leader {
+    const StoredLinear* first;
+    float value;
+  };
+  std::map<std::pair<Shares, int>, Leader> leaders;
+  const auto claim_shared = [&](Shares what, int group, const StoredLinear& stored, float value, const std::string& otherwise) {
+    const Leader& leader = leaders.try_emplace({what, group}, Leader{&stored, value}).first->second;
+    judge.claim(leader.first == &stored || leader.value == value,
+                leader.first->linear->module + " and " + stored.linear->module + otherwise);
+  };
+  for (const StoredLinear& stored : layer) {
+    const layers::LinearSpec& linear = *stored.linear;
+    const bool routed = linear.is_routed();
+    claim_shared(routed ? Shares::kExpertFormat : Shares::kFormat, routed ? 0 : linear.scale_group, stored,
+                 static_cast<float>(stored.format), " are fused by servers but have different formats");
+    if (stored.format == recipes::Format::kNone) continue;
+    for (const auto& part : recipes::encoded_tensors(stored.format, linear)) {
+      if (!part.is_scalar) continue;
+      const float value = read_scalar(reader, part.tensor.name);
+      judge.claim(std::isfinite(value) && value > 0, part.tensor.name + " is " + std::to_string(value) + ", not a positive finite scale");
+      const std::string otherwise = " do not share " + part.part.substr(1);
+      if (part.part == ".input_scale")
+        claim_shared(routed ? Shares::kExpertInput : Shares::kInput, routed ? linear.feeds_down : linear.scale_group, stored, value,
+                     otherwise);
+      else if (routed || recipes::info(stored.format).shares_weight_scale)
+        claim_shared(Shares::kWeightScale, linear.scale_group, stored, value, otherwise);
     }
+  }
 }
 
 void check_kv(const Export& exported, const layers::LayerSpec& layer, bool wanted, Judge& judge) {
@@ -159,6 +203,7 @@ void check_layout(const checkpoint::Reader& reader, const checkpoint::OutputLayo
 void check_copies(const Export& exported, const checkpoint::Reader& source, const std::set<std::string>& encoded, int64_t ranks,
                   int64_t rank, Judge& judge) {
   const checkpoint::Reader& reader = *exported.model.reader;
+  const layers::ModelSpec& spec = exported.model.spec;
   int64_t turn = 0;
   for (const auto& [name, entry] : reader.tensors()) {
     if (encoded.count(name) || turn++ % ranks != rank) continue;
@@ -174,24 +219,22 @@ void check_copies(const Export& exported, const checkpoint::Reader& source, cons
     });
     judge.claim(equal, name + " differs from the source though it is not quantized");
   }
+  if (rank != 0) return;
+  for (const auto& [name, entry] : source.tensors())
+    judge.claim(reader.find(name) || (spec.tied && name == spec.lm_head.tensor(".weight")), name + " is in the source but not here");
 }
 
 void judge_share(const std::string& folder, const std::string& source, const checkpoint::OutputLayout* expected, int64_t ranks,
                  int64_t rank, Judge& judge) {
   const SourceModel model = open_source(folder);
-  Export exported{model, {}, {}};
-  for (const auto& layer : model.spec.layers)
-    for (const auto& linear : layer.linears) exported.linears.push_back(&linear);
-  if (!model.spec.tied) exported.linears.push_back(&model.spec.lm_head);
-  std::set<std::string> encoded;
-  for (const auto* linear : exported.linears) {
-    const recipes::Format format = stored_format(*model.reader, *linear);
-    exported.formats[linear->module] = format;
-    if (format == recipes::Format::kNone) continue;
-    for (const auto& part : recipes::encoded_tensors(format, *linear)) encoded.insert(linear->module + part.suffix);
-  }
+  const Export exported = read_export(model);
   const Json words = model.config.value("quantization_config", Json::object());
   const bool kv_wanted = words.contains("kv_cache_scheme");
+  std::set<std::string> encoded;
+  for (const auto& layer : exported.layers)
+    for (const auto& stored : layer)
+      if (stored.format != recipes::Format::kNone)
+        for (const auto& part : recipes::encoded_tensors(stored.format, *stored.linear)) encoded.insert(part.tensor.name);
   for (const auto& layer : model.spec.layers)
     if (layer.attention())
       for (const char* suffix : {".k_proj.k_scale", ".v_proj.v_scale"}) encoded.insert(layer.attention()->module + suffix);
@@ -199,19 +242,22 @@ void judge_share(const std::string& folder, const std::string& source, const che
   if (rank == 0) {
     check_json(folder, model.config, judge);
     if (expected) check_layout(*model.reader, *expected, judge);
-    for (const auto* linear : exported.linears)
-      for (const auto& pattern : words.value("ignore", Json::array()))
-        judge.claim(exported.formats.at(linear->module) == recipes::Format::kNone || !excludes(pattern.get<std::string>(), linear->module),
-                    linear->module + " is quantized but matches the exclude pattern " + pattern.get<std::string>());
+    const bool has_algorithm = words.contains("quant_algo") && words.at("quant_algo").is_string();
+    if (has_algorithm && words.at("quant_algo") == "MIXED_PRECISION")
+      check_mixture(exported, words.value("quantized_layers", Json::object()), judge);
+    else if (has_algorithm)
+      check_excluded(exported, words.value("ignore", std::vector<std::string>()), judge);
   }
-  for (size_t i = 0; i < exported.linears.size(); ++i)
-    if (static_cast<int64_t>(i) % ranks == rank) check_linear(exported, *exported.linears[i], judge);
-  for (size_t i = 0; i < model.spec.layers.size(); ++i) {
+  int64_t turn = 0;
+  for (size_t i = 0; i < exported.layers.size(); ++i) {
+    for (const auto& stored : exported.layers[i])
+      if (turn++ % ranks == rank) check_codes(*model.reader, stored, judge);
     if (static_cast<int64_t>(i) % ranks != rank) continue;
-    check_groups(exported, model.spec.layers[i], judge);
-    check_kv(exported, model.spec.layers[i], kv_wanted, judge);
+    check_scales(*model.reader, exported.layers[i], judge);
+    if (i < model.spec.layers.size()) check_kv(exported, model.spec.layers[i], kv_wanted, judge);
   }
-  if (!source.empty()) check_copies(exported, *checkpoint::open_checkpoint(source), encoded, ranks, rank, judge);
+  // The source as open_source shows it: weights that its publisher quantized are the bf16 ones they stand for.
+  if (!source.empty()) check_copies(exported, *open_source(source).reader, encoded, ranks, rank, judge);
 }
 
 /// The files of a finished output against the sums in its manifest. Collective.
@@ -246,6 +292,8 @@ VerifyResult verify_export(const std::string& folder, const std::string& source,
   } catch (const Error& error) {
     // What cannot even be read has failed verification; the reader's own words say why.
     mine.failures.emplace_back(error.what());
+  } catch (const nlohmann::json::exception& error) {
+    mine.failures.emplace_back("config.json or hf_quant_config.json is not as ModelOpt writes it: " + checkpoint::json_words(error));
   }
   check_sums(folder, world, judge);
   std::string text;

@@ -11,6 +11,7 @@ namespace ptq::kernels::cpu {
 namespace {
 
 constexpr int64_t kElementsPerTask = 32768;
+int64_t rows_per_task(int64_t width) { return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, width)); }
 
 bool writes_bf16(const Tensor& x, const Tensor& out) {
   require(out.shape() == x.shape(), "element-wise op: shapes differ");
@@ -46,7 +47,26 @@ void silu_mul(const Tensor& gate, const Tensor& up, Tensor& out) {
   const float *g = gate.data<float>(), *u = up.data<float>();
   const int64_t out_bytes = dtype_bytes(out.dtype());
   parallel_ranges(gate.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
-    row_kernels().silu_mul(g + begin, u + begin, end - begin, out.raw() + begin * out_bytes, to_bf16);
+    row_kernels().silu_mul(g + begin, u + begin, 1, end - begin, out.raw() + begin * out_bytes, to_bf16);
+  });
+}
+
+void gated_activation(const Tensor& gate_up, const GatedShape& shape, Tensor& out) {
+  require(gate_up.rank() == 2 && out.rank() == 2 && gate_up.dim(0) == out.dim(0) && gate_up.dim(1) == 2 * out.dim(1),
+          "gated_activation: gate_up is not [T, 2·I] or out not [T, I]");
+  require(out.dtype() == DType::kBF16 || out.dtype() == DType::kF32, "gated_activation: out is neither bf16 nor f32");
+  const int64_t width = out.dim(1), stride = shape.interleaved ? 2 : 1;
+  const bool to_bf16 = out.dtype() == DType::kBF16;
+  const float* const from = gate_up.data<float>();
+  parallel_ranges(out.dim(0), rows_per_task(width), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float *const gate = from + t * 2 * width, *const up = gate + (shape.interleaved ? 1 : width);
+      std::byte* const to = out.raw() + t * out.row_bytes();
+      if (shape.clamped)
+        row_kernels().clamped_gate(gate, up, stride, width, shape.alpha, shape.limit, to, to_bf16);
+      else
+        row_kernels().silu_mul(gate, up, stride, width, to, to_bf16);
+    }
   });
 }
 
@@ -65,6 +85,16 @@ void add_in_place(Tensor& x, const Tensor& y) {
   const float* const from = y.data<float>();
   parallel_ranges(x.numel(), kElementsPerTask,
                   [&](int64_t begin, int64_t end) { row_kernels().add(to + begin, from + begin, end - begin); });
+}
+
+void scale_rows(Tensor& x, const Tensor& factors) {
+  require(x.rank() == 2 && factors.numel() == x.dim(0), "scale_rows: not one factor per row");
+  const int64_t width = x.dim(1);
+  float* const values = x.data<float>();
+  const float* const factor = factors.data<float>();
+  parallel_ranges(x.dim(0), rows_per_task(width), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) row_kernels().scale(values + t * width, Source::kF32, width, factor[t], values + t * width);
+  });
 }
 
 void convert(const Tensor& in, Tensor& out) {

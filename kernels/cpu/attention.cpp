@@ -2,6 +2,7 @@
 // product as matmul's, the softmax is vertical, and no value depends on which queries share a panel.
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -59,8 +60,15 @@ void score_keys(const Attention& attention, const Panels& panels, const float* k
   }
 }
 
-/// Attention of queries [first, last) of one sequence and head. Pointers: the head's column in the sequence's first row.
-void attend(const Attention& attention, const float* q, const float* k, const float* v, std::byte* out, int64_t first, int64_t last) {
+/// The first key that a query may see. Never less than an earlier query's.
+int64_t oldest_key(const AttentionShape& shape, int64_t query) {
+  if (shape.window != 0) return std::max<int64_t>(0, query - shape.window + 1);
+  return shape.chunk != 0 ? query / shape.chunk * shape.chunk : 0;
+}
+
+/// Attention of queries [first, last) of one sequence and head. Pointers: the head's column in the sequence's first row. sink may be null.
+void attend(const Attention& attention, const float* q, const float* k, const float* v, const float* sink, std::byte* out, int64_t first,
+            int64_t last) {
   const AttentionShape& shape = attention.shape;
   const PanelKernels& kernels = attention.kernels;
   const int64_t width = kernels.width, dim = shape.head_dim, v_dim = shape.v_head_dim;
@@ -76,12 +84,16 @@ void attend(const Attention& attention, const float* q, const float* k, const fl
                      panels.queries + p * dim * width);
   }
   for (int64_t i = 0; i < panels.count * dim * width; ++i) panels.queries[i] *= shape.scale;
-  std::fill_n(panels.maximum, panels.count * width, kMaskedScore);
-  std::fill_n(panels.sum, panels.count * width, 0.0f);
+  // A sink is the score that every query sees before its keys: so far the largest, of weight e^0.
+  std::fill_n(panels.maximum, panels.count * width, sink ? *sink : kMaskedScore);
+  std::fill_n(panels.sum, panels.count * width, sink ? 1.0f : 0.0f);
   std::fill_n(panels.sums, panels.count * v_dim * width, 0.0f);
 
+  std::array<int64_t, kQueriesPerTask> oldest;
+  for (int64_t i = 0; i < panels.count * width; ++i) oldest[static_cast<size_t>(i)] = oldest_key(shape, first + i);
+
   // Keys that no query of the task sees weigh exactly 0, so leaving them out changes no bit.
-  const int64_t first_key = shape.window == 0 ? 0 : std::max<int64_t>(0, first - shape.window + 1);
+  const int64_t first_key = oldest.front();
   for (int64_t block = first_key / kKeysPerBlock * kKeysPerBlock; block < last; block += kKeysPerBlock) {
     const int64_t begin = std::max(block, first_key), end = std::min(block + kKeysPerBlock, last);
     score_keys(attention, panels, k, block, begin, end);
@@ -89,8 +101,8 @@ void attend(const Attention& attention, const float* q, const float* k, const fl
       float* const weights = panels.scores + (p * kKeysPerBlock + begin - block) * width;
       float* const correction = panels.correction + p * width;
       float* const sums = panels.sums + p * v_dim * width;
-      kernels.softmax(weights, end - begin, begin, first + p * width, shape.window, panels.maximum + p * width, panels.sum + p * width,
-                      correction);
+      kernels.softmax(weights, end - begin, begin, first + p * width, oldest.data() + p * width, panels.maximum + p * width,
+                      panels.sum + p * width, correction);
       if (std::any_of(correction, correction + width, [](float factor) { return factor != 1.0f; }))
         kernels.scale_columns(sums, v_dim, correction);
       for (int64_t d = 0; d < v_dim; d += kernels.tokens)
@@ -115,8 +127,8 @@ void attend(const Attention& attention, const float* q, const float* k, const fl
 
 }  // namespace
 
-void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& starts, const AttentionShape& shape,
-                      Tensor& out) {
+void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sinks, const std::vector<int64_t>& starts,
+                      const AttentionShape& shape, Tensor& out) {
   const int64_t tokens = q.dim(0);
   require(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, "attention: kv heads do not divide the heads");
   require(q.dim(1) == shape.heads * shape.head_dim && k.dim(1) == shape.kv_heads * shape.head_dim, "attention: q or k has a wrong width");
@@ -126,6 +138,8 @@ void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const s
   require(!starts.empty() && starts.front() == 0 && starts.back() == tokens, "attention: starts do not cover the tokens");
   require(shape.v_head_dim <= kMaxTileTokens * kXStride, "attention: a head of v is too wide");
   require(out.dtype() == DType::kBF16 || out.dtype() == DType::kF32, "attention: out is neither bf16 nor f32");
+  require(!sinks.defined() || sinks.numel() == shape.heads, "attention: not one sink per head");
+  require(shape.window == 0 || shape.chunk == 0, "attention: both a window and chunks");
 
   struct Task {
     int64_t sequence, query;
@@ -136,6 +150,8 @@ void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const s
   // The queries that see most keys first: the threads then end together.
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.query > b.query; });
 
+  Scratch scratch;
+  const float* const sink = sinks.defined() ? widened(sinks, scratch) : nullptr;
   const Attention attention{q.data<float>(), k.data<float>(), v.data<float>(), out, shape, panel_kernels()};
   const int64_t group = shape.heads / shape.kv_heads;
   parallel_for(static_cast<int64_t>(tasks.size()) * shape.heads, [&](int64_t i) {
@@ -143,7 +159,7 @@ void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const s
     const int64_t head = i % shape.heads, begin = starts[static_cast<size_t>(sequence)], end = starts[static_cast<size_t>(sequence) + 1];
     attend(attention, attention.q + begin * q.dim(1) + head * shape.head_dim,
            attention.k + begin * k.dim(1) + head / group * shape.head_dim, attention.v + begin * v.dim(1) + head / group * shape.v_head_dim,
-           out.raw() + begin * out.row_bytes() + head * shape.v_head_dim * dtype_bytes(out.dtype()), query,
+           sink ? sink + head : nullptr, out.raw() + begin * out.row_bytes() + head * shape.v_head_dim * dtype_bytes(out.dtype()), query,
            std::min(query + kQueriesPerTask, end - begin));
   });
 }

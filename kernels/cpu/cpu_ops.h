@@ -15,13 +15,21 @@ void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y);
 void rms_norm(const Tensor& x, const Tensor& w, float eps, Tensor& out);
 void layer_norm_1p(const Tensor& x, const Tensor& w, const Tensor& bias, float eps, Tensor& out);
 void head_rms_norm(Tensor& x, const Tensor& w, int64_t head_dim, float eps);
-void rope_half(Tensor& x, int64_t head_dim, int64_t rotary_dim, const Tensor& positions, const Tensor& cos, const Tensor& sin);
-void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& starts, const AttentionShape& shape,
-                      Tensor& out);
+void rope(Tensor& x, const RopeShape& shape, const Tensor& positions, const Tensor& cos, const Tensor& sin);
+void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sinks, const std::vector<int64_t>& starts,
+                      const AttentionShape& shape, Tensor& out);
+void expand_latent(const Tensor& kv, const Tensor& k_rot, int64_t heads, int64_t nope, Tensor& k, Tensor& v);
 void silu_mul(const Tensor& gate, const Tensor& up, Tensor& out);
+void gated_activation(const Tensor& gate_up, const GatedShape& shape, Tensor& out);
 void relu_squared(const Tensor& x, Tensor& out);
 void add_in_place(Tensor& x, const Tensor& y);
+void scale_rows(Tensor& x, const Tensor& factors);
+void slice_columns(const Tensor& x, int64_t begin, Tensor& out);
+void transpose(const Tensor& x, Tensor& out);
 void convert(const Tensor& in, Tensor& out);
+void route(const Tensor& logits, const Tensor& correction, const RouteRule& rule, Tensor& experts, Tensor& weights);
+void gather_rows(const Tensor& x, const std::vector<int64_t>& rows, const std::vector<float>& scales, Tensor& out);
+void add_rows(Tensor& x, const std::vector<int64_t>& rows, const std::vector<float>& weights, const Tensor& y);
 Amax amax(const Tensor& x);
 void quantize_fp8(const Tensor& w, float scale, Fp8Quotient quotient, Tensor& codes);
 void quantize_nvfp4(const Tensor& w, float scale_2, Tensor& packed, Tensor& block_scales);

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/row_kernels.h"
@@ -46,10 +48,18 @@ void layer_norm_1p(const Tensor& x, const Tensor& w, const Tensor& bias, float e
 }
 
 void head_rms_norm(Tensor& x, const Tensor& w, int64_t head_dim, float eps) {
-  require(x.rank() == 2 && w.numel() == head_dim && x.dim(1) % head_dim == 0, "head norm: x [T, N·D] and w [D] do not fit");
+  require(x.rank() == 2 && x.dim(1) % head_dim == 0, "head norm: x is not [T, N·D]");
+  require(!w.defined() || w.numel() == head_dim, "head norm: w is not [D]");
   const int64_t heads = x.dim(1) / head_dim;
   Scratch scratch;
-  const float* const weight = widened(w, scratch);
+  const float* weight = nullptr;
+  if (w.defined()) {
+    weight = widened(w, scratch);
+  } else {
+    float* const ones = scratch.floats(head_dim);  // a factor of 1 changes no bit
+    std::fill_n(ones, head_dim, 1.0f);
+    weight = ones;
+  }
   float* const values = x.data<float>();
 
   parallel_ranges(x.dim(0), kRowsPerTask, [&](int64_t begin, int64_t end) {

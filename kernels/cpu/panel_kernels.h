@@ -36,9 +36,10 @@ struct PanelKernels {
   /// f32 kernels only. y[rows][P] += xᵀ · panel: x[steps][rows], steps `x_stride` floats apart, rows ≤ tokens.
   void (*tile_of_columns)(int rows, const float* x, int64_t x_stride, const float* panel, int64_t steps, float* y, int64_t y_stride);
   /// f32 kernels only: one block of an online softmax of P queries, each in its own lane.
+  ///   oldest [P]: the first key that each query may see, ascending; the last one is the query itself
   ///   scores [keys][P] in; the weights e^(score - maximum) out, 0 where query first_query+lane may not see key first_key+row
   ///   maximum, sum [P] updated; correction [P] = e^(old maximum - new one)
-  void (*softmax)(float* scores, int64_t keys, int64_t first_key, int64_t first_query, int64_t window, float* maximum, float* sum,
+  void (*softmax)(float* scores, int64_t keys, int64_t first_key, int64_t first_query, const int64_t* oldest, float* maximum, float* sum,
                   float* correction);
   /// f32 kernels only: y[rows][P] *= factor[P].
   void (*scale_columns)(float* y, int64_t rows, const float* factor);

@@ -13,20 +13,19 @@ PTQ_INLINE Lanes<float> exp(Lanes<float> x) {
 }
 
 /// Marks the scores of one key that some of the queries may not see.
-PTQ_INLINE void mask_key(float* scores, int64_t key, int64_t first_query, int64_t window) {
+PTQ_INLINE void mask_key(float* scores, int64_t key, int64_t first_query, const int64_t* oldest) {
   for (int lane = 0; lane < kPanelWidth; ++lane) {
-    const int64_t query = first_query + lane;
-    const bool visible = key <= query && (window == 0 || key > query - window);
+    const bool visible = oldest[lane] <= key && key <= first_query + lane;
     scores[lane] = visible ? scores[lane] : kMaskedScore;
   }
 }
 
-void softmax(float* scores, int64_t keys, int64_t first_key, int64_t first_query, int64_t window, float* maximum, float* sum,
+void softmax(float* scores, int64_t keys, int64_t first_key, int64_t first_query, const int64_t* oldest, float* maximum, float* sum,
              float* correction) {
   for (int64_t row = 0; row < keys; ++row) {
     const int64_t key = first_key + row;
-    const bool all_visible = key <= first_query && (window == 0 || key > first_query + kPanelWidth - 1 - window);
-    if (!all_visible) mask_key(scores + row * kPanelWidth, key, first_query, window);
+    const bool all_visible = oldest[kPanelWidth - 1] <= key && key <= first_query;
+    if (!all_visible) mask_key(scores + row * kPanelWidth, key, first_query, oldest);
   }
   for (int n = 0; n < kPanelLanes; ++n) {
     float* const column = scores + 16 * n;

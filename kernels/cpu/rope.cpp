@@ -4,12 +4,15 @@
 
 namespace ptq::kernels::cpu {
 
-void rope_half(Tensor& x, int64_t head_dim, int64_t rotary_dim, const Tensor& positions, const Tensor& cos, const Tensor& sin) {
-  const int64_t half = rotary_dim / 2;
-  require(x.rank() == 2 && x.dim(1) % head_dim == 0 && rotary_dim <= head_dim && rotary_dim % 2 == 0, "rope: x is not [T, N·D]");
+void rope(Tensor& x, const RopeShape& shape, const Tensor& positions, const Tensor& cos, const Tensor& sin) {
+  const int64_t half = shape.rotary_dim / 2;
+  require(x.rank() == 2 && shape.head_dim > 0 && x.dim(1) % shape.head_dim == 0, "rope: x is not [T, N·D]");
+  require(shape.rotary_dim % 2 == 0 && shape.offset >= 0 && shape.offset + shape.rotary_dim <= shape.head_dim,
+          "rope: the rotated dims are odd or not within a head");
   require(positions.numel() == x.dim(0), "rope: one position per token");
   require(cos.rank() == 2 && cos.dim(1) == half && sin.shape() == cos.shape(), "rope: tables are not [positions, rotary_dim/2]");
-  const int64_t heads = x.dim(1) / head_dim;
+  const int64_t heads = x.dim(1) / shape.head_dim;
+  const auto rotate = shape.interleaved ? row_kernels().rope_interleaved : row_kernels().rope_half;
   float* const values = x.data<float>();
   const auto* position = positions.data<int32_t>();
   const float *cos_table = cos.data<float>(), *sin_table = sin.data<float>();
@@ -19,7 +22,7 @@ void rope_half(Tensor& x, int64_t head_dim, int64_t rotary_dim, const Tensor& po
       require(0 <= position[t] && position[t] < cos.dim(0), "rope: a position outside the tables");
       const int64_t at = position[t] * half;
       for (int64_t head = 0; head < heads; ++head)
-        row_kernels().rope(values + (t * heads + head) * head_dim, half, cos_table + at, sin_table + at);
+        rotate(values + (t * heads + head) * shape.head_dim + shape.offset, half, cos_table + at, sin_table + at);
     }
   });
 }

@@ -24,6 +24,9 @@ struct AgreementSums {
   double cross;               ///< Σ e^(r - r_max) · ((r - r_max) - (x - x_max))
 };
 
+/// A bf16 for each of the 128 magnitudes of an E4M3 code.
+constexpr int64_t kFp8TableBytes = 256;
+
 struct RowKernels {
   void (*widen)(const void* in, Source source, int64_t count, float* out);
   void (*narrow)(const float* in, int64_t count, uint16_t* bf16_out);
@@ -31,10 +34,23 @@ struct RowKernels {
   /// out is bf16 or f32; head norms and others may run in place.
   void (*rms_norm)(const float* x, const float* w, int64_t count, float eps, void* out, bool to_bf16);
   void (*layer_norm_1p)(const float* x, const float* w, const float* bias, int64_t count, float eps, void* out, bool to_bf16);
-  void (*rope)(float* head, int64_t half, const float* cos, const float* sin);
-  void (*silu_mul)(const float* gate, const float* up, int64_t count, void* out, bool to_bf16);
+  /// Rotates 2·half dims from `x` on: pairs (i, i + half), or (2i, 2i + 1).
+  void (*rope_half)(float* x, int64_t half, const float* cos, const float* sin);
+  void (*rope_interleaved)(float* x, int64_t half, const float* cos, const float* sin);
+  /// Elements of gate and up lie `stride` apart, 1 or 2.
+  void (*silu_mul)(const float* gate, const float* up, int64_t stride, int64_t count, void* out, bool to_bf16);
+  /// (up + 1)·gate·sigmoid(alpha·gate) of gate = min(gate, limit) and up in ±limit.
+  void (*clamped_gate)(const float* gate, const float* up, int64_t stride, int64_t count, float alpha, float limit, void* out,
+                       bool to_bf16);
   void (*relu_squared)(const float* x, int64_t count, void* out, bool to_bf16);
   void (*add)(float* x, const float* y, int64_t count);
+  /// x += factor·y, product and sum each rounded.
+  void (*add_scaled)(float* x, const float* y, int64_t count, float factor);
+  /// out = factor·x, of the dtype of x: f32 or bf16. May run in place.
+  void (*scale)(const void* x, Source source, int64_t count, float factor, void* out);
+  /// NaN stays NaN in both; one NaN makes all of a softmax NaN.
+  void (*sigmoid)(const float* x, int64_t count, float* out);
+  void (*softmax)(const float* x, int64_t count, float* out);
 
   /// The largest bit pattern without its sign, in the source's own width: orders finite < Inf < NaN.
   uint32_t (*max_magnitude)(const void* x, Source source, int64_t count);
@@ -45,6 +61,13 @@ struct RowKernels {
   void (*dequantize_nvfp4)(const uint8_t* packed, const uint8_t* block_scales, int64_t count, float scale_2, float* w);
   void (*fake_quantize_fp8)(float* x, int64_t count, float scale);
   void (*fake_quantize_nvfp4)(float* x, int64_t count, float scale_2);
+
+  /// bf16(e4m3(m)·scale) of the magnitudes m = 0 .. 127, kFp8TableBytes laid out as look_up_fp8 of the same instruction set likes them.
+  void (*make_fp8_table)(float scale, uint8_t* table);
+  /// The bf16 of each code: its magnitude's, with the sign turned where the code has one.
+  void (*look_up_fp8)(const uint8_t* codes, int64_t count, const uint8_t* table, uint16_t* out);
+  /// MXFP4 blocks `stride` blocks apart, one below the other: out [blocks][32] bf16, NaN where the scale is.
+  void (*decode_mxfp4)(const uint8_t* packed, const uint8_t* scales, int64_t stride, int64_t blocks, uint16_t* out);
 
   float (*max)(const float* x, int64_t count);
   /// Σ e^(x - max) in f64.

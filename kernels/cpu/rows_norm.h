@@ -49,18 +49,43 @@ void layer_norm_1p(const float* x, const float* w, const float* bias, int64_t co
   });
 }
 
-void rope(float* head, int64_t half, const float* cos, const float* sin) {
-  float* const second = head + half;
+void rope_half(float* x, int64_t half, const float* cos, const float* sin) {
+  float* const second = x + half;
   for (int64_t i = 0; i < half; ++i) {
-    const float a = head[i], b = second[i];
-    head[i] = a * cos[i] - b * sin[i];
+    const float a = x[i], b = second[i];
+    x[i] = a * cos[i] - b * sin[i];
     second[i] = b * cos[i] + a * sin[i];
   }
 }
 
-void silu_mul(const float* gate, const float* up, int64_t count, void* out, bool to_bf16) {
+void rope_interleaved(float* x, int64_t half, const float* cos, const float* sin) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[2 * i], b = x[2 * i + 1];
+    x[2 * i] = a * cos[i] - b * sin[i];
+    x[2 * i + 1] = b * cos[i] + a * sin[i];
+  }
+}
+
+/// Writes f(gate, up) of each pair of elements `stride` apart. The stride is a constant inside, or the loop would not become vectors.
+template <class Gated>
+PTQ_INLINE void gate_pairs(const float* gate, const float* up, int64_t stride, int64_t count, void* out, bool to_bf16, Gated f) {
   write_as(out, to_bf16, [&](auto write) {
-    for (int64_t i = 0; i < count; ++i) write(i, gate[i] / (1.0f + exp_f32(-gate[i])) * up[i]);
+    if (stride == 1)
+      for (int64_t i = 0; i < count; ++i) write(i, f(gate[i], up[i]));
+    else
+      for (int64_t i = 0; i < count; ++i) write(i, f(gate[2 * i], up[2 * i]));
+  });
+}
+
+void silu_mul(const float* gate, const float* up, int64_t stride, int64_t count, void* out, bool to_bf16) {
+  gate_pairs(gate, up, stride, count, out, to_bf16, [](float g, float u) { return g / (1.0f + exp_f32(-g)) * u; });
+}
+
+void clamped_gate(const float* gate, const float* up, int64_t stride, int64_t count, float alpha, float limit, void* out, bool to_bf16) {
+  gate_pairs(gate, up, stride, count, out, to_bf16, [=](float g, float u) {
+    g = g > limit ? limit : g;  // compared this way round, NaN stays NaN
+    u = u > limit ? limit : u < -limit ? -limit : u;
+    return g / (1.0f + exp_f32(-(alpha * g))) * (u + 1.0f);
   });
 }
 
@@ -75,6 +100,18 @@ void relu_squared(const float* x, int64_t count, void* out, bool to_bf16) {
 
 void add(float* x, const float* y, int64_t count) {
   for (int64_t i = 0; i < count; ++i) x[i] += y[i];
+}
+
+void add_scaled(float* x, const float* y, int64_t count, float factor) {
+  for (int64_t i = 0; i < count; ++i) x[i] += factor * y[i];
+}
+
+void scale(const void* x, Source source, int64_t count, float factor, void* out) {
+  read_as(x, source, [&](auto reader) {
+    write_as(out, source == Source::kBF16, [&](auto write) {
+      for (int64_t i = 0; i < count; ++i) write(i, factor * reader[i]);
+    });
+  });
 }
 
 }  // namespace

@@ -2,8 +2,10 @@
 // All row kernels as the plain loops of this file's instruction set make them. Private to each rows_*.cpp, as lanes.h.
 
 #include "kernels/cpu/rows_loss.h"
+#include "kernels/cpu/rows_native.h"
 #include "kernels/cpu/rows_norm.h"
 #include "kernels/cpu/rows_quantize.h"
+#include "kernels/cpu/rows_route.h"
 
 namespace ptq::kernels::cpu {
 namespace {
@@ -13,10 +15,16 @@ constexpr RowKernels kPlainRows = {
     .narrow = narrow,
     .rms_norm = rms_norm,
     .layer_norm_1p = layer_norm_1p,
-    .rope = rope,
+    .rope_half = rope_half,
+    .rope_interleaved = rope_interleaved,
     .silu_mul = silu_mul,
+    .clamped_gate = clamped_gate,
     .relu_squared = relu_squared,
     .add = add,
+    .add_scaled = add_scaled,
+    .scale = scale,
+    .sigmoid = sigmoid,
+    .softmax = softmax,
     .max_magnitude = max_magnitude,
     .quantize_fp8 = quantize_fp8,
     .quantize_nvfp4 = quantize_nvfp4,
@@ -24,6 +32,9 @@ constexpr RowKernels kPlainRows = {
     .dequantize_nvfp4 = dequantize_nvfp4,
     .fake_quantize_fp8 = fake_quantize_fp8,
     .fake_quantize_nvfp4 = fake_quantize_nvfp4,
+    .make_fp8_table = make_fp8_table,
+    .look_up_fp8 = look_up_fp8,
+    .decode_mxfp4 = decode_mxfp4,
     .max = max,
     .sum_exp = sum_exp,
     .agreement = agreement,

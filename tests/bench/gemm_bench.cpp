@@ -78,7 +78,7 @@ void bench_attention(int64_t sequences, int64_t length, const kernels::Attention
   for (int64_t s = 0; s <= sequences; ++s) starts.push_back(s * length);
   // A query sees half of the keys on average; two products.
   const double gflop = 1e-9 * static_cast<double>(tokens * (length + 1) * shape.heads * (shape.head_dim + shape.v_head_dim));
-  const double rate = gflop / seconds_of([&] { kernels::causal_attention(q, k, v, starts, shape, out); });
+  const double rate = gflop / seconds_of([&] { kernels::causal_attention(q, k, v, Tensor{}, starts, shape, out); });
   fmt::print("attention T={} D={}   {:7.1f} GFLOP/s   {:.1f} per thread\n", length, shape.head_dim, rate, rate / num_threads());
 }
 

@@ -5,52 +5,16 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
-#include <cstring>
-#include <filesystem>
-#include <functional>
-#include <limits>
-
-#include "kernels/core/dtype.h"
-#include "tests/e2e/fixtures.h"
+#include "tests/e2e/bad_input.h"
 
 namespace ptq::test {
 namespace {
 
 namespace fs = std::filesystem;
 
-/// A run that would succeed, until a case spoils something.
-struct Scene {
-  TemporaryFolder folder;
-  std::string model = folder / "model", data = folder / "data.jsonl", output = folder / "out", recipe;
-  std::vector<std::string> words{"calibration.pack=false"};
-  std::string skip;  ///< why the case cannot be made here
-
-  Scene() {
-    make_tiny_llama(model);
-    write_file(data, random_documents(8, 32, 128));
-    recipe = recipe_text(model, data, output, 4, 32);
-  }
-  std::string weights() const { return model + "/model.safetensors"; }
-  void config(const std::function<void(Json&)>& edit) const { edit_json_file(model + "/config.json", edit); }
-  void header(const std::function<void(Json&)>& edit) const { edit_safetensors_header(weights(), edit); }
-  void tensors(const std::function<void(StoredTensors&)>& edit) const { edit_tensors(weights(), edit); }
-  void add(const std::string& word) { words.push_back(word); }
-};
-
-struct Case {
-  const char* name;
-  int code;
-  std::vector<std::string> words;  ///< that the message must hold
-  std::function<void(Scene&)> spoil;
-  std::vector<int> ranks{1, 2};
-};
+void make_llama(const std::string& folder) { make_tiny_llama(folder); }
 
 constexpr const char* kUp = "model.layers.1.mlp.up_proj.weight";
-
-void set_bf16(StoredTensor& tensor, int64_t at, float value) {
-  const BF16 stored = to_bf16(value);
-  std::memcpy(tensor.bytes.data() + 2 * at, &stored, 2);
-}
 
 void set_length(const Scene& scene, uint64_t length) {
   std::string file = read_file(scene.weights());
@@ -387,48 +351,11 @@ std::vector<Case> bad_places() {
   };
 }
 
-struct CaseAtRanks {
-  Case input;
-  int ranks;
-};
-
-std::ostream& operator<<(std::ostream& out, const CaseAtRanks& parameter) { return out << parameter.input.name; }
-
-std::vector<CaseAtRanks> at_ranks(const std::vector<Case>& cases) {
-  std::vector<CaseAtRanks> all;
-  for (const Case& input : cases)
-    for (const int ranks : input.ranks) all.push_back({input, ranks});
-  return all;
-}
-
 class BadInput : public ::testing::TestWithParam<CaseAtRanks> {};
 
 TEST_P(BadInput, EndsWithOneClearMessage) {
-  const auto& [input, ranks] = GetParam();
-  Scene scene;
-  input.spoil(scene);
-  if (!scene.skip.empty()) GTEST_SKIP() << scene.skip;
-  std::vector<std::string> words{scene.folder.write("recipe.yaml", scene.recipe)};
-  words.insert(words.end(), scene.words.begin(), scene.words.end());
-  const bool output_was_there = fs::exists(scene.output);
-
-  const ProgramResult result = run_program(words, {.ranks = ranks, .timeout_seconds = 60});
-
-  EXPECT_FALSE(result.is_timed_out) << "it hangs";
-  EXPECT_EQ(result.exit_code, input.code) << result.report();
-  EXPECT_EQ(result.errors().size(), 1u) << result.report();
-  const std::string message = result.err.substr(std::min(result.err.find("error:"), result.err.size()));
-  for (const std::string& part : input.words)
-    EXPECT_NE(message.find(part), std::string::npos) << "no '" << part << "' in\n" << result.report();
-  std::error_code ignored;
-  EXPECT_EQ(fs::exists(scene.output, ignored), output_was_there);
-  EXPECT_FALSE(fs::exists(scene.output + ".work", ignored));
-  if (::testing::Test::HasFailure()) return;
-  RecordProperty("message", message.substr(0, message.find('\n')));
-}
-
-std::string name_of(const ::testing::TestParamInfo<CaseAtRanks>& info) {
-  return std::string(info.param.input.name) + "_" + std::to_string(info.param.ranks) + (info.param.ranks == 1 ? "_rank" : "_ranks");
+  Scene scene(make_llama);
+  expect_one_clear_message(scene, GetParam().input, GetParam().ranks);
 }
 
 INSTANTIATE_TEST_SUITE_P(Weights, BadInput, ::testing::ValuesIn(at_ranks(damaged_weights())), name_of);
@@ -438,10 +365,8 @@ INSTANTIATE_TEST_SUITE_P(Recipes, BadInput, ::testing::ValuesIn(at_ranks(bad_rec
 INSTANTIATE_TEST_SUITE_P(Places, BadInput, ::testing::ValuesIn(at_ranks(bad_places())), name_of);
 
 TEST(BadInputScene, IsSoundUntilSpoiled) {
-  const Scene scene;
-  std::vector<std::string> words{scene.folder.write("recipe.yaml", scene.recipe)};
-  words.insert(words.end(), scene.words.begin(), scene.words.end());
-  expect_success(run_program(words));
+  const Scene scene(make_llama);
+  expect_success(run_program(scene.command()));
 }
 
 struct BadEvaluation {
@@ -451,8 +376,8 @@ struct BadEvaluation {
 };
 
 TEST(BadEvaluation, EndsWithOneClearMessage) {
-  const Scene scene;
-  Scene other;
+  const Scene scene(make_llama);
+  Scene other(make_llama);
   make_tiny_llama(other.model, {.vocab = 64});
   write_tensors(scene.folder / "beyond.safetensors", {{"input_ids", {"I32", {1, 2}, std::string("\x01\0\0\0\x80\0\0\0", 8)}}});
   write_tensors(scene.folder / "nameless.safetensors", {{"ids", {"I32", {1, 1}, std::string("\x01\0\0\0", 4)}}});

@@ -25,19 +25,28 @@ void expect_bf16_near_fp32(const std::string& model, const std::string& text) {
   std::cout << "KL(fp32 || bf16) = " << result.at("kl") << ", same top-1 " << result.value("top1_agreement", 0.0) << "\n";
 }
 
-#define PTQ_PERPLEXITY_TESTS(Name, folder)                                                                \
+#define PTQ_PERPLEXITY_TEST(Name, folder)                                                                 \
   TEST(Perplexity, Of##Name##IsThatOfTransformers) {                                                      \
     PTQ_NEEDS_SHARED(shared);                                                                             \
     expect_fixture_perplexity(shared + "/fixtures/models/" folder, shared + "/fixtures/text/eval.jsonl"); \
-  }                                                                                                       \
-  TEST(Perplexity, Of##Name##InBf16IsNearFp32) {                                                          \
-    PTQ_NEEDS_SHARED(shared);                                                                             \
-    expect_bf16_near_fp32(shared + "/fixtures/models/" folder, shared + "/fixtures/text/eval.jsonl");     \
+  }
+#define PTQ_BF16_TEST(Name, folder)                                                                   \
+  TEST(Perplexity, Of##Name##InBf16IsNearFp32) {                                                      \
+    PTQ_NEEDS_SHARED(shared);                                                                         \
+    expect_bf16_near_fp32(shared + "/fixtures/models/" folder, shared + "/fixtures/text/eval.jsonl"); \
   }
 
-PTQ_PERPLEXITY_TESTS(Llama, "llama")
-PTQ_PERPLEXITY_TESTS(Qwen3, "qwen3")
-PTQ_PERPLEXITY_TESTS(NemotronNas, "nemotron-nas")
+PTQ_PERPLEXITY_TEST(Llama, "llama")
+PTQ_PERPLEXITY_TEST(Qwen3, "qwen3")
+PTQ_PERPLEXITY_TEST(NemotronNas, "nemotron-nas")
+PTQ_PERPLEXITY_TEST(Qwen3Moe, "qwen3-moe")
+PTQ_PERPLEXITY_TEST(Mixtral, "mixtral")
+PTQ_PERPLEXITY_TEST(DeepseekV3, "deepseek-v3")
+PTQ_PERPLEXITY_TEST(Llama4, "llama4")
+
+PTQ_BF16_TEST(Llama, "llama")
+PTQ_BF16_TEST(Qwen3, "qwen3")
+PTQ_BF16_TEST(NemotronNas, "nemotron-nas")
 
 TEST(Perplexity, OfTheShippedLlamaInBf16IsNearFp32) { expect_bf16_near_fp32(shipped_llama(), shipped_text()); }
 

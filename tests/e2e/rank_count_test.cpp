@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "tests/e2e/fixtures.h"
+#include "tests/e2e/recipe_runs.h"
 
 namespace ptq::test {
 namespace {
@@ -28,20 +28,8 @@ const std::vector<Way>& ways() {
   return all;
 }
 
-class RankCount : public ::testing::Test {
+class RankCount : public RecipeRuns {
  protected:
-  /// Runs the recipe into the folder `name` and returns its path.
-  std::string quantize(const std::string& name, int ranks, const std::vector<std::string>& words) {
-    const std::string output = folder_ / name;
-    std::vector<std::string> arguments{folder_ / "recipe.yaml", "output.path=" + output};
-    arguments.insert(arguments.end(), words.begin(), words.end());
-    last_ = run_program(arguments, {.ranks = ranks});
-    expect_success(last_);
-    return output;
-  }
-  void write_recipe(const std::string& model, const std::string& data, int samples, int length) {
-    folder_.write("recipe.yaml", recipe_text(model, data, folder_ / "unset", samples, length));
-  }
   /// The recipe at one rank and in all other ways.
   void expect_same_bytes_in_all_ways(const std::vector<std::string>& words) {
     std::vector<std::string> one_thread = words;
@@ -55,17 +43,6 @@ class RankCount : public ::testing::Test {
       if (last_.exit_code == 0) expect_same_output(reference, output);
     }
   }
-  static void expect_same_output(const std::string& one, const std::string& other) {
-    const auto sums = file_sums(one), other_sums = file_sums(other);
-    EXPECT_GE(sums.size(), 3u);
-    EXPECT_EQ(sums, other_sums) << other;
-    const Json manifest = read_json_file(one + "/ptq-runner/manifest.json"),
-               other_manifest = read_json_file(other + "/ptq-runner/manifest.json");
-    EXPECT_EQ(manifest.at("decisions"), other_manifest.at("decisions")) << other;
-  }
-
-  TemporaryFolder folder_;
-  ProgramResult last_;
 };
 
 /// The events of run.jsonl.

@@ -53,6 +53,79 @@ TEST(AllGather, AnyRankMayGiveNothing) {
 
 TEST(AllGather, TakesMoreThanMpiSendsEagerly) { expect_gathered(std::vector<int64_t>(static_cast<size_t>(world().size()), 3 << 20), true); }
 
+/// Byte `i` of what rank `from` gives rank `to`.
+uint8_t byte_between(int from, int to, int64_t i) { return static_cast<uint8_t>(from * 71 + to * 29 + i * 13 + 5); }
+
+/// Everyone gives `bytes(from, to)` bytes to everyone of the group.
+template <class Bytes>
+void expect_exchanged(Communicator& group, const Bytes& bytes) {
+  std::vector<int64_t> send_bytes, recv_bytes;
+  std::vector<uint8_t> send;
+  int64_t total = 0;
+  for (int r = 0; r < group.size(); ++r) {
+    send_bytes.push_back(bytes(group.rank(), r));
+    recv_bytes.push_back(bytes(r, group.rank()));
+    for (int64_t i = 0; i < send_bytes.back(); ++i) send.push_back(byte_between(group.rank(), r, i));
+    total += recv_bytes.back();
+  }
+  std::vector<uint8_t> received(static_cast<size_t>(total) + 1, 0xee);
+
+  group.all_to_all(send.data(), send_bytes, received.data(), recv_bytes);
+
+  size_t at = 0;
+  int64_t wrong = 0;
+  for (int r = 0; r < group.size(); ++r)
+    for (int64_t i = 0; i < recv_bytes[static_cast<size_t>(r)]; ++i) wrong += received[at++] != byte_between(r, group.rank(), i);
+  EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(received.back(), 0xee) << "wrote past the end";
+}
+
+TEST(AllToAll, PutsUnevenPiecesInRankOrder) {
+  expect_exchanged(world(), [](int from, int to) { return int64_t{10} + 37 * from + 101 * to; });
+  expect_exchanged(world(), [](int from, int to) { return int64_t{1} + (from + to) % 2; });
+}
+
+TEST(AllToAll, AnyoneMayGiveAnyoneNothing) {
+  for (int quiet = 0; quiet < world().size(); ++quiet) {
+    expect_exchanged(world(), [&](int from, int) { return int64_t{from == quiet ? 0 : 9}; });
+    expect_exchanged(world(), [&](int, int to) { return int64_t{to == quiet ? 0 : 9}; });
+    expect_exchanged(world(), [&](int from, int to) { return int64_t{from == quiet && to == 0 ? 9 : 0}; });
+    expect_exchanged(world(), [&](int from, int to) { return int64_t{from == to ? 0 : 9}; });
+    expect_exchanged(world(), [&](int from, int to) { return int64_t{from == to ? 9 : 0}; });
+  }
+  expect_exchanged(world(), [](int, int) { return int64_t{0}; });
+}
+
+TEST(AllToAll, TakesMoreThanMpiSendsEagerly) {
+  expect_exchanged(world(), [](int from, int to) { return (int64_t{1} << 20) + from - to; });
+}
+
+TEST(AllToAll, OneAfterTheOtherDoNotMix) {
+  // Ranks that run ahead: what belongs to a later exchange must not end in an earlier one.
+  for (int64_t round = 0; round < 50; ++round) expect_exchanged(world(), [&](int from, int to) { return (round * 7 + from * 3 + to) % 5; });
+}
+
+TEST(AllToAll, StaysWithinItsGroup) {
+  for (int colors = 1; colors <= world().size(); ++colors) {
+    const auto part = world().split(world().rank() % colors, -world().rank());
+
+    expect_exchanged(*part, [](int from, int to) { return int64_t{3} * from + 2 * to; });
+  }
+}
+
+TEST(AllToAll, OfNumbersGivesEachRankItsOwn) {
+  for (int colors = 1; colors <= world().size(); ++colors) {
+    const auto part = world().split(world().rank() % colors, world().rank());
+    std::vector<int64_t> values, expected;
+    for (int64_t r = 0; r < part->size(); ++r) {
+      values.push_back((int64_t{1} << 40) * part->rank() - r);
+      expected.push_back((int64_t{1} << 40) * r - part->rank());
+    }
+
+    EXPECT_EQ(part->all_to_all(values), expected);
+  }
+}
+
 TEST(AllReduce, TakesMaximaElementByElement) {
   const int rank = world().rank(), size = world().size();
   std::vector<float> floats{static_cast<float>(rank), -1.0f - static_cast<float>(rank), rank == 1 ? 1e30f : -1e30f, -0.5f};

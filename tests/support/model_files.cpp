@@ -38,24 +38,6 @@ void append_values(const std::string& bytes, std::vector<double>& values) {
   }
 }
 
-StoredTensor random_weight(std::vector<int64_t> shape, float deviation, std::mt19937_64& random) {
-  std::normal_distribution<float> normal(0.0f, deviation);
-  int64_t count = 1;
-  for (const int64_t extent : shape) count *= extent;
-  StoredTensor tensor{"BF16", std::move(shape), std::string(static_cast<size_t>(2 * count), '\0')};
-  for (int64_t i = 0; i < count; ++i) {
-    const BF16 value = to_bf16(normal(random));
-    std::memcpy(tensor.bytes.data() + 2 * i, &value, 2);
-  }
-  return tensor;
-}
-
-StoredTensor ones(int64_t count) {
-  StoredTensor tensor{"BF16", {count}, {}};
-  for (int64_t i = 0; i < count; ++i) tensor.bytes += std::string("\x80\x3f", 2);
-  return tensor;
-}
-
 }  // namespace
 
 std::vector<double> StoredTensor::values() const {
@@ -103,7 +85,8 @@ StoredTensors read_tensors(const std::string& path) {
   StoredTensors tensors;
   if (fs::is_directory(path)) {
     for (const auto& entry : fs::directory_iterator(path))
-      if (entry.path().extension() == ".safetensors") tensors.merge(read_tensors(entry.path().string()));
+      if (entry.path().extension() == ".safetensors" && entry.path().filename().string().starts_with("model"))
+        tensors.merge(read_tensors(entry.path().string()));
     return tensors;
   }
   const std::string file = read_file(path);
@@ -180,6 +163,24 @@ std::map<std::string, std::string> file_sums(const std::string& folder) {
   return sums;
 }
 
+StoredTensor random_tensor(std::vector<int64_t> shape, float deviation, std::mt19937_64& random) {
+  std::normal_distribution<float> normal(0.0f, deviation);
+  int64_t count = 1;
+  for (const int64_t extent : shape) count *= extent;
+  StoredTensor tensor{"BF16", std::move(shape), std::string(static_cast<size_t>(2 * count), '\0')};
+  for (int64_t i = 0; i < count; ++i) {
+    const BF16 value = to_bf16(normal(random));
+    std::memcpy(tensor.bytes.data() + 2 * i, &value, 2);
+  }
+  return tensor;
+}
+
+StoredTensor ones(int64_t count) {
+  StoredTensor tensor{"BF16", {count}, {}};
+  for (int64_t i = 0; i < count; ++i) tensor.bytes += std::string("\x80\x3f", 2);
+  return tensor;
+}
+
 void make_tiny_llama(const std::string& folder, const TinyLlama& shape) {
   fs::create_directories(folder);
   const int64_t head_dim = shape.hidden / shape.heads, kv = shape.kv_heads * head_dim;
@@ -200,13 +201,13 @@ void make_tiny_llama(const std::string& folder, const TinyLlama& shape) {
 
   std::mt19937_64 random(shape.seed);
   StoredTensors tensors;
-  tensors["model.embed_tokens.weight"] = random_weight({shape.vocab, shape.hidden}, 1.0f, random);
-  tensors["lm_head.weight"] = random_weight({shape.vocab, shape.hidden}, 0.1f, random);
+  tensors["model.embed_tokens.weight"] = random_tensor({shape.vocab, shape.hidden}, 1.0f, random);
+  tensors["lm_head.weight"] = random_tensor({shape.vocab, shape.hidden}, 0.1f, random);
   tensors["model.norm.weight"] = ones(shape.hidden);
   for (int64_t i = 0; i < shape.layers; ++i) {
     const std::string layer = "model.layers." + std::to_string(i) + ".";
     const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
-      tensors[layer + name + ".weight"] = random_weight({out, in}, 0.1f, random);
+      tensors[layer + name + ".weight"] = random_tensor({out, in}, 0.1f, random);
     };
     linear("self_attn.q_proj", shape.hidden, shape.hidden);
     linear("self_attn.k_proj", kv, shape.hidden);

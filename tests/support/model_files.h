@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,7 @@ void write_file(const std::string& path, const std::string& bytes);
 Json read_json_file(const std::string& path);
 void edit_json_file(const std::string& path, const std::function<void(Json&)>& edit);
 
-/// Of one file, or of all safetensors files of a folder.
+/// Of one file, or of all files model*.safetensors of a folder.
 StoredTensors read_tensors(const std::string& path);
 void write_tensors(const std::string& path, const StoredTensors& tensors);
 int64_t tensor_bytes(const StoredTensors& tensors);
@@ -44,6 +45,11 @@ void copy_folder(const std::string& from, const std::string& to);
 void split_into_shards(const std::string& folder, int shards);
 /// SHA-256 of every file right in the folder, by name; folders are left out.
 std::map<std::string, std::string> file_sums(const std::string& folder);
+
+/// BF16, normally distributed around 0.
+StoredTensor random_tensor(std::vector<int64_t> shape, float deviation, std::mt19937_64& random);
+/// BF16 [count].
+StoredTensor ones(int64_t count);
 
 struct TinyLlama {
   int64_t hidden = 64, intermediate = 96, layers = 2, heads = 4, kv_heads = 2, vocab = 128;

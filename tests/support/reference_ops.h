@@ -24,7 +24,23 @@ Tensor matmul_by_fma(const Tensor& x, const Tensor& w, const Tensor& bias);
 /// y[t][o] in f64, without bias.
 std::vector<double> matmul_in_f64(const Tensor& x, const Tensor& w);
 /// Softmax attention in f64, one sequence after the other.
-std::vector<double> attention_in_f64(const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<int64_t>& starts,
-                                     const kernels::AttentionShape& shape);
+std::vector<double> attention_in_f64(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sinks,
+                                     const std::vector<int64_t>& starts, const kernels::AttentionShape& shape);
+/// Every head rotated in f64 by the tables' cosines and sines.
+std::vector<double> rope_in_f64(const Tensor& x, const kernels::RopeShape& shape, const Tensor& positions, const Tensor& cos,
+                                const Tensor& sin);
+std::vector<double> gated_activation_in_f64(const Tensor& gate_up, const kernels::GatedShape& shape);
+
+struct Routing {
+  std::vector<int32_t> experts;  ///< [T, K]
+  std::vector<double> weights;   ///< [T, K]
+};
+/// The best expert that is left, top_k times; scores in f64. No NaN.
+Routing route_in_f64(const Tensor& logits, const Tensor& correction, const kernels::RouteRule& rule);
+
+/// The value of an E4M3 code by its definition, sign · mantissa · 2^exponent.
+float e4m3_value(uint8_t code);
+/// The value of an E2M1 code from the table of its data sheet.
+float e2m1_value(uint8_t code);
 
 }  // namespace ptq::test

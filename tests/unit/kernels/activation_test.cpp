@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -42,6 +43,92 @@ TEST(SiluMul, EveryInstructionSetGivesTheSameBitsAlsoInBf16) {
       EXPECT_TRUE(same_bits(out, expected));
     }
   }
+}
+
+std::vector<GatedShape> gated_shapes() {
+  std::vector<GatedShape> shapes;
+  for (const bool interleaved : {false, true})
+    for (const bool clamped : {false, true}) shapes.push_back({.interleaved = interleaved, .clamped = clamped});
+  return shapes;
+}
+
+TEST(GatedActivation, AgreesWithF64InEveryLayout) {
+  for (GatedShape shape : gated_shapes())
+    for (const int64_t width : {1, 7, 16, 65}) {
+      shape.limit = 3.5f;  // so that a good part of gate and up is beyond it
+      const Tensor gate_up = random_tensor({9, 2 * width}, DType::kF32, 11, 4.0f);
+      Tensor out = Tensor::empty({9, width}, DType::kF32);
+
+      gated_activation(gate_up, shape, out);
+
+      EXPECT_LT(test::relative_error(out, test::gated_activation_in_f64(gate_up, shape)), 4e-7) << width;
+    }
+}
+
+TEST(GatedActivation, ClampsTheGateFromAboveOnlyAndUpOnBothSides) {
+  const GatedShape shape{.interleaved = true, .clamped = true};
+  const Tensor gate_up = tensor_of({100, 0, -100, 0, 7, 9, 7, 7, 7, -9, 7, -7}, {1, 12});
+  Tensor out = Tensor::empty({1, 6}, DType::kF32);
+
+  gated_activation(gate_up, shape, out);
+
+  const std::vector<float> values = values_of(out);
+  const float at_limit = 7.0f / (1.0f + std::exp(-1.702f * 7.0f));
+  EXPECT_FLOAT_EQ(values[0], at_limit);
+  EXPECT_NEAR(values[1], 0.0f, 1e-30f);
+  EXPECT_EQ(values[2], values[3]);
+  EXPECT_FLOAT_EQ(values[3], 8 * at_limit);
+  EXPECT_EQ(values[4], values[5]);
+  EXPECT_FLOAT_EQ(values[5], -6 * at_limit);
+}
+
+TEST(GatedActivation, OfTwoHalvesIsSiluMulOfThem) {
+  const Tensor gate = random_tensor({5, 33}, DType::kF32, 12), up = random_tensor({5, 33}, DType::kF32, 13);
+  Tensor both = Tensor::empty({5, 66}, DType::kF32);
+  Tensor expected = Tensor::empty({5, 33}, DType::kBF16), out = Tensor::empty({5, 33}, DType::kBF16);
+  for (int64_t t = 0; t < 5; ++t) {
+    std::copy_n(gate.data<float>() + t * 33, 33, both.data<float>() + t * 66);
+    std::copy_n(up.data<float>() + t * 33, 33, both.data<float>() + t * 66 + 33);
+  }
+
+  silu_mul(gate, up, expected);
+  gated_activation(both, {}, out);
+
+  EXPECT_TRUE(same_bits(out, expected));
+}
+
+TEST(GatedActivation, KeepsNaN) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const GatedShape& shape : gated_shapes()) {
+    Tensor out = Tensor::empty({1, 2}, DType::kBF16);
+    gated_activation(tensor_of({nan, 1, 1, nan}, {1, 4}), shape, out);  // in either layout a NaN gate and a NaN up
+    for (const float value : values_of(out)) EXPECT_TRUE(std::isnan(value));
+  }
+}
+
+TEST(GatedActivation, EveryInstructionSetAndThreadCountGivesTheSameBits) {
+  const Tensor gate_up = random_tensor({300, 2 * 131}, DType::kF32, 14, 4.0f);
+  for (const GatedShape& shape : gated_shapes())
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      Tensor expected = Tensor::empty({300, 131}, dtype), out = Tensor::empty({300, 131}, dtype);
+      gated_activation(gate_up, shape, expected);
+
+      for (const cpu::Isa isa : test::available_isas()) {
+        const test::IsaGuard isa_guard(isa);
+        const test::ThreadsGuard threads_guard(2);
+        gated_activation(gate_up, shape, out);
+        EXPECT_TRUE(same_bits(out, expected)) << static_cast<int>(isa);
+      }
+    }
+}
+
+TEST(ScaleRows, MultipliesEachRowByItsFactor) {
+  Tensor x = random_tensor({5, 37}, DType::kF32, 15);
+  const Tensor before = random_tensor({5, 37}, DType::kF32, 15), factors = tensor_of({1.0f, -0.5f, 0.0f, 1.3f, 1e9f}, {5});
+
+  scale_rows(x, factors);
+
+  for (int64_t i = 0; i < x.numel(); ++i) ASSERT_EQ(x.data<float>()[i], before.data<float>()[i] * factors.data<float>()[i / 37]) << i;
 }
 
 TEST(ReluSquared, SquaresThePositiveAndDropsTheRest) {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/ops.h"
 #include "tests/support/reference_ops.h"
@@ -20,17 +21,18 @@ Inputs random_inputs(int64_t tokens, const AttentionShape& shape, float deviatio
           random_tensor({tokens, shape.kv_heads * shape.head_dim}, DType::kF32, 2, deviation),
           random_tensor({tokens, shape.kv_heads * shape.v_head_dim}, DType::kF32, 3)};
 }
-Tensor attend(const Inputs& in, const std::vector<int64_t>& starts, const AttentionShape& shape, DType dtype = DType::kF32) {
+Tensor attend(const Inputs& in, const std::vector<int64_t>& starts, const AttentionShape& shape, DType dtype = DType::kF32,
+              const Tensor& sinks = {}) {
   Tensor out = Tensor::empty({in.q.dim(0), shape.heads * shape.v_head_dim}, dtype);
   std::memset(out.raw(), 0xff, static_cast<size_t>(out.bytes()));
-  causal_attention(in.q, in.k, in.v, starts, shape, out);
+  causal_attention(in.q, in.k, in.v, sinks, starts, shape, out);
   return out;
 }
-void expect_as_reference(const Inputs& in, const std::vector<int64_t>& starts, const AttentionShape& shape) {
-  const std::vector<double> expected = test::attention_in_f64(in.q, in.k, in.v, starts, shape);
+void expect_as_reference(const Inputs& in, const std::vector<int64_t>& starts, const AttentionShape& shape, const Tensor& sinks = {}) {
+  const std::vector<double> expected = test::attention_in_f64(in.q, in.k, in.v, sinks, starts, shape);
   for (const cpu::Isa isa : test::available_isas()) {
     const test::IsaGuard guard(isa);
-    EXPECT_LT(test::relative_error(attend(in, starts, shape), expected), 2e-6) << "isa " << static_cast<int>(isa);
+    EXPECT_LT(test::relative_error(attend(in, starts, shape, DType::kF32, sinks), expected), 2e-6) << "isa " << static_cast<int>(isa);
   }
 }
 
@@ -75,11 +77,62 @@ TEST(Attention, AWindowHidesOlderKeys) {
   }
 }
 
+TEST(Attention, AChunkHidesTheKeysBeforeIt) {
+  for (const int64_t chunk : {1, 5, 64, 100, 112, 150, 300}) {
+    const AttentionShape shape{.heads = 2, .kv_heads = 1, .head_dim = 16, .v_head_dim = 16, .scale = 0.25f, .chunk = chunk};
+
+    expect_as_reference(random_inputs(2 * chunk, shape), {0, 2 * chunk}, shape);
+    expect_as_reference(random_inputs(433, shape), {0, 100, 433}, shape);  // chunks count from each sequence's first token
+  }
+}
+
+TEST(Attention, ASinkTakesItsShareOfEverySoftmax) {
+  for (const int64_t window : {0, 1, 70}) {
+    const AttentionShape shape{.heads = 4, .kv_heads = 2, .head_dim = 24, .v_head_dim = 17, .scale = 0.2f, .window = window};
+    for (const int64_t tokens : {1, 33, 257}) {
+      expect_as_reference(random_inputs(tokens, shape), {0, tokens}, shape, test::tensor_of({-3.0f, 0.5f, 2.0f, 40.0f}, {4}, DType::kBF16));
+      expect_as_reference(random_inputs(tokens, shape), {0, tokens / 3, tokens}, shape, random_tensor({4}, DType::kF32, 9));
+    }
+  }
+}
+
+TEST(Attention, ASinkThatWeighsNothingChangesNoBit) {
+  const AttentionShape shape{.heads = 2, .kv_heads = 1, .head_dim = 16, .v_head_dim = 16, .scale = 0.25f, .window = 20};
+  const Inputs in = random_inputs(200, shape);
+  const float nothing = -std::numeric_limits<float>::infinity();
+
+  const Tensor with = attend(in, {0, 200}, shape, DType::kF32, test::tensor_of({nothing, nothing}, {2}));
+
+  EXPECT_TRUE(test::same_bits(with, attend(in, {0, 200}, shape)));
+}
+
+TEST(Attention, DoesNotDependOnWhichQueriesAreAsked) {
+  const Tensor sinks = test::tensor_of({0.5f, -1.0f}, {2});
+  for (const int64_t window : {0, 50})
+    for (const int64_t chunk : {0, 45, 130}) {
+      if (window && chunk) continue;
+      const AttentionShape shape{
+          .heads = 2, .kv_heads = 1, .head_dim = 20, .v_head_dim = 12, .scale = 0.25f, .window = window, .chunk = chunk};
+      const Inputs in = random_inputs(280, shape);
+      const Tensor whole = attend(in, {0, 280}, shape, DType::kF32, sinks);
+
+      for (const int64_t tokens : {1, 31, 64, 65, 113, 230}) {
+        const Inputs part{in.q.rows(0, tokens), in.k.rows(0, tokens), in.v.rows(0, tokens)};
+        EXPECT_TRUE(test::same_bits(attend(part, {0, tokens}, shape, DType::kF32, sinks), whole.rows(0, tokens))) << tokens;
+      }
+      for (const cpu::Isa isa : test::available_isas()) {
+        const test::IsaGuard isa_guard(isa);
+        const test::ThreadsGuard threads_guard(2);
+        EXPECT_TRUE(test::same_bits(attend(in, {0, 280}, shape, DType::kF32, sinks), whole)) << static_cast<int>(isa);
+      }
+    }
+}
+
 TEST(Attention, LargeScoresNeitherOverflowNorVanish) {
   const AttentionShape shape{.heads = 1, .kv_heads = 1, .head_dim = 32, .v_head_dim = 8, .scale = 1.0f};
   const Inputs in = random_inputs(200, shape, 12.0f);  // scores of some thousands
 
-  const std::vector<double> expected = test::attention_in_f64(in.q, in.k, in.v, {0, 200}, shape);
+  const std::vector<double> expected = test::attention_in_f64(in.q, in.k, in.v, {}, {0, 200}, shape);
 
   // A score of 3000 is rounded by 2⁻²⁴ relative, which is 2e-4 absolute in the exponent.
   EXPECT_LT(test::relative_error(attend(in, {0, 200}, shape), expected), 2e-3);

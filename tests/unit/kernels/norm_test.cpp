@@ -72,6 +72,19 @@ TEST(HeadRmsNorm, NormsEveryHeadByItself) {
   EXPECT_LT(relative_error(x, expected), 5e-7);
 }
 
+TEST(HeadRmsNorm, WithoutAWeightIsAsWithOnes) {
+  Tensor x = random_tensor({7, 3 * 21}, DType::kF32, 12), weighted = Tensor::empty({7, 3 * 21}, DType::kF32);
+  convert(x, weighted);
+  const Tensor ones = test::tensor_of(std::vector<float>(21, 1.0f), {21});
+  const std::vector<double> expected = rms_norm_in_f64(x, ones, 21);
+
+  head_rms_norm(x, Tensor{}, 21, kEps);
+  head_rms_norm(weighted, ones, 21, kEps);
+
+  EXPECT_LT(relative_error(x, expected), 5e-7);
+  EXPECT_TRUE(test::same_bits(x, weighted));
+}
+
 TEST(LayerNorm1p, AgreesWithF64AndSubtractsALargeMean) {
   for (const int64_t width : {1, 31, 64, 333}) {
     Tensor x = random_tensor({9, width}, DType::kF32, 9);

@@ -9,36 +9,69 @@
 namespace ptq::kernels {
 namespace {
 
-TEST(Rope, RotatesPairsHalfAHeadApartAndLeavesTheRest) {
-  const int64_t tokens = 9, heads = 3, head_dim = 22, rotary_dim = 18, half = 9, positions = 40;
-  Tensor cos = Tensor::empty({positions, half}, DType::kF32), sin = Tensor::empty({positions, half}, DType::kF32);
-  const auto angle = [](int64_t p, int64_t i) { return static_cast<double>(p) * std::pow(10000.0, -static_cast<double>(i) / 9.0); };
+struct Tables {
+  Tensor cos, sin;
+};
+Tables tables(int64_t positions, int64_t half) {
+  Tables made{Tensor::empty({positions, half}, DType::kF32), Tensor::empty({positions, half}, DType::kF32)};
   for (int64_t p = 0; p < positions; ++p)
     for (int64_t i = 0; i < half; ++i) {
-      cos.data<float>()[p * half + i] = static_cast<float>(std::cos(angle(p, i)));
-      sin.data<float>()[p * half + i] = static_cast<float>(std::sin(angle(p, i)));
+      const double angle = static_cast<double>(p) * std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(half));
+      made.cos.data<float>()[p * half + i] = static_cast<float>(std::cos(angle));
+      made.sin.data<float>()[p * half + i] = static_cast<float>(std::sin(angle));
     }
-  Tensor position = Tensor::empty({tokens}, DType::kI32);
-  for (int64_t t = 0; t < tokens; ++t) position.data<int32_t>()[t] = static_cast<int32_t>(t * 4 % 37);
-  const Tensor x = test::random_tensor({tokens, heads * head_dim}, DType::kF32, 1);
-  std::vector<double> expected;
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t head = 0; head < heads; ++head) {
-      const float* const in = x.data<float>() + (t * heads + head) * head_dim;
-      for (int64_t d = 0; d < head_dim; ++d) {
-        const double a = angle(position.data<int32_t>()[t], d % half);
-        const double partner = d < half ? -static_cast<double>(in[d + half]) : static_cast<double>(in[d >= rotary_dim ? d : d - half]);
-        expected.push_back(d < rotary_dim ? static_cast<double>(in[d]) * std::cos(a) + partner * std::sin(a) : static_cast<double>(in[d]));
+  return made;
+}
+Tensor some_positions(int64_t tokens) {
+  Tensor positions = Tensor::empty({tokens}, DType::kI32);
+  for (int64_t t = 0; t < tokens; ++t) positions.data<int32_t>()[t] = static_cast<int32_t>(t * 4 % 37);
+  return positions;
+}
+Tensor rotated(const Tensor& x, const RopeShape& shape, const Tensor& positions) {
+  const auto [cos, sin] = tables(40, shape.rotary_dim / 2);
+  Tensor copy = Tensor::empty(x.shape(), DType::kF32);
+  convert(x, copy);
+  rope(copy, shape, positions, cos, sin);
+  return copy;
+}
+
+TEST(Rope, RotatesPairsAndLeavesTheRest) {
+  const int64_t tokens = 9, heads = 3;
+  const Tensor positions = some_positions(tokens);
+  for (const bool interleaved : {false, true})
+    for (const RopeShape shape : {RopeShape{22, 0, 18, interleaved}, RopeShape{22, 4, 18, interleaved}, RopeShape{22, 3, 14, interleaved},
+                                  RopeShape{64, 0, 64, interleaved}, RopeShape{5, 1, 2, interleaved}}) {
+      const Tensor x = test::random_tensor({tokens, heads * shape.head_dim}, DType::kF32, 1);
+      const auto [cos, sin] = tables(40, shape.rotary_dim / 2);
+      const std::vector<double> expected = test::rope_in_f64(x, shape, positions, cos, sin);
+      const Tensor first = rotated(x, shape, positions);
+
+      for (const cpu::Isa isa : test::available_isas()) {
+        const test::IsaGuard guard(isa);
+        const Tensor out = rotated(x, shape, positions);
+        EXPECT_LT(test::relative_error(out, expected), 2e-7);
+        EXPECT_TRUE(test::same_bits(out, first)) << static_cast<int>(isa);
+      }
+      for (int64_t i = 0; i < x.numel(); ++i) {
+        const int64_t dim = i % shape.head_dim - shape.offset;
+        if (0 <= dim && dim < shape.rotary_dim) continue;
+        ASSERT_EQ(first.data<float>()[i], x.data<float>()[i]) << i;
       }
     }
+}
 
-  for (const cpu::Isa isa : test::available_isas()) {
-    const test::IsaGuard guard(isa);
-    Tensor rotated = Tensor::empty(x.shape(), DType::kF32);
-    convert(x, rotated);
-    rope_half(rotated, head_dim, rotary_dim, position, cos, sin);
-    EXPECT_LT(test::relative_error(rotated, expected), 2e-7);
-  }
+TEST(Rope, TurnsTheFirstPairByOneRadianPerPosition) {
+  const Tensor x = test::tensor_of({1, 0, 0, 1}, {2, 2});
+  Tensor positions = Tensor::empty({2}, DType::kI32);
+  positions.data<int32_t>()[0] = 2;
+  positions.data<int32_t>()[1] = 0;
+
+  const Tensor out = rotated(x, {.head_dim = 2, .rotary_dim = 2}, positions);
+
+  EXPECT_FLOAT_EQ(out.data<float>()[0], std::cos(2.0f));
+  EXPECT_FLOAT_EQ(out.data<float>()[1], std::sin(2.0f));
+  EXPECT_EQ(out.data<float>()[2], 0.0f);
+  EXPECT_EQ(out.data<float>()[3], 1.0f);
 }
 
 TEST(Rope, RejectsAPositionOutsideTheTables) {
@@ -47,7 +80,14 @@ TEST(Rope, RejectsAPositionOutsideTheTables) {
   Tensor position = Tensor::zeros({1}, DType::kI32);
   position.data<int32_t>()[0] = 3;
 
-  EXPECT_THROW(rope_half(x, 4, 4, position, table, table), Error);
+  EXPECT_THROW(rope(x, {.head_dim = 4, .rotary_dim = 4}, position, table, table), Error);
+}
+
+TEST(Rope, RejectsDimsBeyondTheHead) {
+  Tensor x = Tensor::zeros({1, 8}, DType::kF32);
+  const Tensor table = Tensor::zeros({3, 1}, DType::kF32), position = Tensor::zeros({1}, DType::kI32);
+
+  EXPECT_THROW(rope(x, {.head_dim = 4, .offset = 3, .rotary_dim = 2}, position, table, table), Error);
 }
 
 }  // namespace

@@ -1,63 +1,24 @@
-#include "layers/models/models.h"
+// The dense families.
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
-#include "tests/unit/layers/tiny_layer.h"
+#include "tests/unit/layers/described_model.h"
 
 namespace ptq::layers {
 namespace {
 
-using Lines = std::vector<std::string>;
-
-/// "NAME [SHAPE] SPLIT" of every tensor of a layer, its prefix left out, sorted.
-Lines tensors_of(const ModelSpec& model, size_t layer) {
-  const LayerSpec& spec = model.layers.at(layer);
-  Lines lines;
-  for (const TensorSpec& tensor : spec.tensors) {
-    static const char* const kSplits[] = {"whole", "rows", "query heads", "kv heads"};
-    EXPECT_EQ(tensor.name.rfind(spec.prefix + ".", 0), 0u) << tensor.name;
-    if (tensor.linear >= 0) {
-      const LinearSpec& linear = spec.linears.at(static_cast<size_t>(tensor.linear));
-      EXPECT_EQ(linear.split, tensor.split) << tensor.name;
-      EXPECT_TRUE(tensor.name == linear.module + ".weight" || (linear.has_bias && tensor.name == linear.module + ".bias")) << tensor.name;
-    }
-    lines.push_back(tensor.name.substr(spec.prefix.size() + 1) + " " + to_string(tensor.shape) + " " +
-                    kSplits[static_cast<size_t>(tensor.split)]);
-  }
-  std::sort(lines.begin(), lines.end());
-  return lines;
-}
-
-/// Module names without the prefix, of the linears that share an input, and that servers fuse.
-std::vector<Lines> groups_of(const ModelSpec& model, size_t layer, int LinearSpec::*group) {
-  const LayerSpec& spec = model.layers.at(layer);
-  std::map<int, Lines> groups;
-  for (const LinearSpec& linear : spec.linears) groups[linear.*group].push_back(linear.module.substr(spec.prefix.size() + 1));
-  std::vector<Lines> sorted;
-  for (auto& [number, modules] : groups) sorted.push_back(modules);
-  return sorted;
-}
+using test::attention_of, test::groups_of, test::Lines, test::tensors_of, test::tiny_model;
 
 std::vector<int64_t> windows_of(const ModelSpec& model) {
   std::vector<int64_t> windows;
-  for (const LayerSpec& layer : model.layers) windows.push_back(layer.attention()->window);
+  for (size_t i = 0; i < model.layers.size(); ++i) windows.push_back(attention_of(model, i).window);
   return windows;
 }
 
-/// A config of `architecture` with H 16, 4 heads over 2 kv heads, I 24, 3 layers, V 50, and `more` keys, which replace these.
-ModelSpec tiny(const std::string& architecture, const std::string& more = "{}") {
-  auto json =
-      nlohmann::ordered_json::parse(R"({"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24,
-    "num_hidden_layers": 3, "vocab_size": 50, "max_position_embeddings": 64, "eos_token_id": 2, "bos_token_id": 1})");
-  json["architectures"] = {architecture};
-  json.update(nlohmann::ordered_json::parse(more));
-  return test::model_of(json.dump());
-}
-
 TEST(Llama, HasTheUsualTensors) {
-  const ModelSpec model = tiny("LlamaForCausalLM", R"({"rms_norm_eps": 1e-5})");
+  const ModelSpec model = tiny_model("LlamaForCausalLM", R"({"rms_norm_eps": 1e-5})");
 
   EXPECT_EQ(model.family, "llama");
   ASSERT_EQ(model.layers.size(), 3u);
@@ -83,7 +44,7 @@ TEST(Llama, HasTheUsualTensors) {
 }
 
 TEST(Llama, FusedLinearsShareAnInputAndAScale) {
-  const ModelSpec model = tiny("LlamaForCausalLM");
+  const ModelSpec model = tiny_model("LlamaForCausalLM");
   const std::vector<Lines> expected{{"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
                                     {"self_attn.o_proj"},
                                     {"mlp.gate_proj", "mlp.up_proj"},
@@ -94,20 +55,22 @@ TEST(Llama, FusedLinearsShareAnInputAndAScale) {
 }
 
 TEST(Llama, AttentionScalesByTheHeadsWidth) {
-  const ModelSpec model = tiny("LlamaForCausalLM", R"({"head_dim": 16})");
-  const AttentionSpec* attention = model.layers[0].attention();
+  const ModelSpec model = tiny_model("LlamaForCausalLM", R"({"head_dim": 16})");
+  const AttentionSpec& attention = attention_of(model, 0);
 
-  ASSERT_NE(attention, nullptr);
-  EXPECT_EQ(attention->head_dim, 16);
-  EXPECT_FLOAT_EQ(attention->scale, 0.25f);
-  EXPECT_EQ(attention->heads, 4);
-  EXPECT_EQ(attention->kv_heads, 2);
-  EXPECT_EQ(attention->window, 0);
-  EXPECT_EQ(attention->module, "model.layers.0.self_attn");
+  EXPECT_EQ(model.layers[0].attention(), &attention);
+  EXPECT_EQ(attention.head_dim, 16);
+  EXPECT_EQ(attention.v_head_dim, 16);
+  EXPECT_FLOAT_EQ(attention.scale, 0.25f);
+  EXPECT_EQ(attention.heads, 4);
+  EXPECT_EQ(attention.kv_heads, 2);
+  EXPECT_EQ(attention.window, 0);
+  EXPECT_EQ(attention.module, "model.layers.0.self_attn");
 }
 
 TEST(Llama, BiasesAreWhereTheConfigPutsThem) {
-  const Lines lines = tensors_of(tiny("LlamaForCausalLM", R"({"attention_bias": true, "mlp_bias": true, "num_key_value_heads": null})"), 0);
+  const Lines lines =
+      tensors_of(tiny_model("LlamaForCausalLM", R"({"attention_bias": true, "mlp_bias": true, "num_key_value_heads": null})"), 0);
 
   for (const char* bias :
        {"self_attn.q_proj.bias [16] query heads", "self_attn.k_proj.bias [16] kv heads", "self_attn.v_proj.bias [16] kv heads",
@@ -117,26 +80,31 @@ TEST(Llama, BiasesAreWhereTheConfigPutsThem) {
 }
 
 TEST(Llama, OneEosOfManyIsEnough) {
-  EXPECT_EQ(tiny("LlamaForCausalLM", R"({"eos_token_id": [7, 8]})").eos_id, 7);
-  EXPECT_EQ(tiny("LlamaForCausalLM", R"({"eos_token_id": null})").eos_id, -1);
+  EXPECT_EQ(tiny_model("LlamaForCausalLM", R"({"eos_token_id": [7, 8]})").eos_id, 7);
+  EXPECT_EQ(tiny_model("LlamaForCausalLM", R"({"eos_token_id": null})").eos_id, -1);
+}
+
+TEST(Llama, TheEpsHasThreeNames) {
+  for (const char* key : {"rms_norm_eps", "norm_eps", "layer_norm_epsilon"})
+    EXPECT_FLOAT_EQ(tiny_model("LlamaForCausalLM", std::string(R"({")") + key + R"(": 0.25})").final_norm.eps, 0.25f) << key;
 }
 
 TEST(Models, TheModelTypeNamesAFamilyToo) {
-  EXPECT_EQ(tiny("nemotron").family, "nemotron");
-  EXPECT_EQ(tiny("qwen3").family, "qwen3");
+  EXPECT_EQ(tiny_model("nemotron").family, "nemotron");
+  EXPECT_EQ(tiny_model("qwen3").family, "qwen3");
 }
 
 TEST(Mistral, EveryLayerHasTheWindow) {
-  EXPECT_EQ(windows_of(tiny("MistralForCausalLM", R"({"sliding_window": 5})")), (std::vector<int64_t>{5, 5, 5}));
-  EXPECT_EQ(windows_of(tiny("MistralForCausalLM", R"({"sliding_window": null})")), (std::vector<int64_t>{0, 0, 0}));
-  EXPECT_EQ(windows_of(tiny("MistralForCausalLM",
-                            R"({"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention", "full_attention"]})")),
+  EXPECT_EQ(windows_of(tiny_model("MistralForCausalLM", R"({"sliding_window": 5})")), (std::vector<int64_t>{5, 5, 5}));
+  EXPECT_EQ(windows_of(tiny_model("MistralForCausalLM", R"({"sliding_window": null})")), (std::vector<int64_t>{0, 0, 0}));
+  EXPECT_EQ(windows_of(tiny_model("MistralForCausalLM",
+                                  R"({"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention", "full_attention"]})")),
             (std::vector<int64_t>{0, 5, 0}));
 }
 
 TEST(Qwen2, OnlyQueriesKeysAndValuesHaveBiases) {
   Lines biases;
-  for (const std::string& line : tensors_of(tiny("Qwen2ForCausalLM"), 1))
+  for (const std::string& line : tensors_of(tiny_model("Qwen2ForCausalLM"), 1))
     if (line.find(".bias") != std::string::npos) biases.push_back(line);
 
   EXPECT_EQ(biases,
@@ -144,17 +112,17 @@ TEST(Qwen2, OnlyQueriesKeysAndValuesHaveBiases) {
 }
 
 TEST(Qwen2, TheWindowBeginsAtMaxWindowLayers) {
-  EXPECT_EQ(windows_of(tiny("Qwen2ForCausalLM", R"({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1})")),
+  EXPECT_EQ(windows_of(tiny_model("Qwen2ForCausalLM", R"({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1})")),
             (std::vector<int64_t>{0, 8, 8}));
-  EXPECT_EQ(windows_of(tiny("Qwen2ForCausalLM", R"({"use_sliding_window": false, "sliding_window": 8, "max_window_layers": 1})")),
+  EXPECT_EQ(windows_of(tiny_model("Qwen2ForCausalLM", R"({"use_sliding_window": false, "sliding_window": 8, "max_window_layers": 1})")),
             (std::vector<int64_t>{0, 0, 0}));
-  EXPECT_EQ(windows_of(tiny("Qwen2ForCausalLM", R"({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1,
+  EXPECT_EQ(windows_of(tiny_model("Qwen2ForCausalLM", R"({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1,
                             "layer_types": ["sliding_attention", "full_attention", "full_attention"]})")),
             (std::vector<int64_t>{8, 0, 0}));
 }
 
 TEST(Qwen3, HeadsHaveNormsAndAWidthOfTheirOwn) {
-  const ModelSpec model = tiny("Qwen3ForCausalLM", R"({"tie_word_embeddings": true})");
+  const ModelSpec model = tiny_model("Qwen3ForCausalLM", R"({"tie_word_embeddings": true})");
 
   const Lines lines = tensors_of(model, 0);
   for (const char* line :
@@ -162,14 +130,14 @@ TEST(Qwen3, HeadsHaveNormsAndAWidthOfTheirOwn) {
         "self_attn.k_proj.weight [256, 16] kv heads", "self_attn.o_proj.weight [16, 512] rows"})
     EXPECT_EQ(std::count(lines.begin(), lines.end(), line), 1) << line;
   EXPECT_EQ(lines.size(), 11u);
-  EXPECT_EQ(model.layers[0].attention()->q_norm, "model.layers.0.self_attn.q_norm");
+  EXPECT_EQ(attention_of(model, 0).q_norm, "model.layers.0.self_attn.q_norm");
   EXPECT_EQ(model.rope.rotary_dim, 128);
   EXPECT_TRUE(model.tied);
   EXPECT_EQ(model.head_weight(), "model.embed_tokens.weight");
 }
 
 TEST(Nemotron, HasLayerNormsWithBiasesNoGateAndHalfARope) {
-  const ModelSpec model = tiny("NemotronForCausalLM", R"({"head_dim": 8, "norm_eps": 1e-3})");
+  const ModelSpec model = tiny_model("NemotronForCausalLM", R"({"head_dim": 8, "norm_eps": 1e-3})");
 
   EXPECT_EQ(tensors_of(model, 0), (Lines{"input_layernorm.bias [16] whole", "input_layernorm.weight [16] whole",
                                          "mlp.down_proj.weight [16, 24] rows", "mlp.up_proj.weight [24, 16] rows",
@@ -188,7 +156,7 @@ ModelSpec nas(const std::string& blocks, int64_t layers, const std::string& more
   auto json = nlohmann::ordered_json{
       {"block_configs", nlohmann::ordered_json::parse(blocks)}, {"num_hidden_layers", layers}, {"num_key_value_heads", nullptr}};
   json.update(nlohmann::ordered_json::parse(more));
-  return tiny("DeciLMForCausalLM", json.dump());
+  return tiny_model("DeciLMForCausalLM", json.dump());
 }
 
 TEST(NemotronNas, EveryLayerIsWhatItsBlockSays) {

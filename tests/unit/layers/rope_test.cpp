@@ -13,8 +13,8 @@
 namespace ptq::layers {
 namespace {
 
-RopeSpec read(const char* json, int64_t head_dim, double partial = 1.0) {
-  return read_rope(Config(nlohmann::ordered_json::parse(json), "config.json"), head_dim, partial);
+RopeSpec read(const char* json, int64_t head_dim, double partial = 1.0, double theta = 10000.0) {
+  return read_rope(Config(nlohmann::ordered_json::parse(json), "config.json"), head_dim, partial, theta);
 }
 
 /// θ^(-2i/d), before any scaling, in f64.
@@ -93,6 +93,17 @@ TEST(Rope, Llama3WithEqualLowAndHighFactorHasNoMiddle) {
   });
 }
 
+TEST(Rope, Llama3ReadsLowAndHighFactorThatAreTheSame) {
+  // Llama 4 Scout's config. The slope between the two would be a division by zero.
+  const RopeSpec rope = read(R"({"rope_theta": 500000.0, "rope_scaling": {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192, "rope_type": "llama3"}})",
+                             128);
+
+  for (const float f : inverse_frequencies(rope)) EXPECT_TRUE(std::isfinite(f) && f > 0);
+  EXPECT_EQ(inverse_frequencies(rope)[0], 1.0f);
+  EXPECT_EQ(inverse_frequencies(rope)[63], static_cast<float>(plain(500000, 128, 63)) / 16);
+}
+
 TEST(Rope, YarnOfDeepSeekScalesFrequenciesButNotTheTables) {
   const RopeSpec rope = read(R"({"rope_theta": 10000, "max_position_embeddings": 163840, "rope_scaling": {"type": "yarn", "factor": 40,
     "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}})",
@@ -103,6 +114,36 @@ TEST(Rope, YarnOfDeepSeekScalesFrequenciesButNotTheTables) {
       rope, [](int64_t i) { return mixed(plain(10000, 64, i), 40, 1 - std::clamp((static_cast<double>(i) - 10) / (23 - 10), 0.0, 1.0)); });
   EXPECT_EQ(attention_factor(rope), 1.0f);
   expect_table(rope, 131071, 1.0);
+}
+
+TEST(Rope, DeepSeeksSoftmaxFactorIsTheSquareOfM) {
+  const auto factor = [](const char* json) { return softmax_factor(read(json, 64)); };
+  const double m = 0.1 * std::log(40.0) + 1;
+
+  EXPECT_NEAR(factor(R"({"rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0,
+    "mscale_all_dim": 1.0}})"),
+              m * m, 1e-6);
+  EXPECT_NEAR(m * m, 1.873854, 1e-6);
+  EXPECT_NEAR(factor(R"({"rope_scaling": {"type": "linear", "factor": 40, "mscale_all_dim": 1.0}})"), m * m, 1e-6) << "any scaled type";
+  EXPECT_EQ(factor(R"({"rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}})"), 1.0f);
+  EXPECT_EQ(factor(R"({"rope_parameters": {"rope_type": "default", "factor": 40, "mscale_all_dim": 1.0}})"), 1.0f);
+  EXPECT_EQ(factor("{}"), 1.0f);
+}
+
+TEST(Rope, YarnDividesTheTwoMscales) {
+  const auto factor = [](const char* mscale, const char* all_dim) {
+    return attention_factor(
+        read((R"({"rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "mscale": )" +
+              std::string(mscale) + R"(, "mscale_all_dim": )" + all_dim + "}}")
+                 .c_str(),
+             64));
+  };
+  const auto m = [](double mscale) { return 0.1 * mscale * std::log(40.0) + 1; };
+
+  EXPECT_NEAR(factor("0.5", "0.75"), m(0.5) / m(0.75), 1e-6);
+  EXPECT_NEAR(factor("0.5", "0"), m(1), 1e-6) << "one alone says nothing";
+  EXPECT_NEAR(factor("0.5", "null"), m(1), 1e-6);
+  EXPECT_NEAR(factor("null", "0.75"), m(1), 1e-6);
 }
 
 TEST(Rope, YarnOfGptOssKeepsFractionsAndRaisesTheTables) {
@@ -172,6 +213,17 @@ TEST(Rope, PartOfAHeadTurnsWhenTheConfigSaysSo) {
   EXPECT_EQ(read("{}", 128, 0.5).rotary_dim, 64);
   EXPECT_EQ(read(R"({"partial_rotary_factor": 0.25})", 128, 0.5).rotary_dim, 32);
   EXPECT_EQ(read(R"({"rope_parameters": {"partial_rotary_factor": 0.25}})", 128).rotary_dim, 32);
+  EXPECT_EQ(read(R"({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}})", 128).rotary_dim, 32);
+}
+
+TEST(Rope, ANullIsAMissingKey) {
+  EXPECT_EQ(read(R"({"rope_parameters": {"rope_type": "default", "rope_theta": null}})", 8).theta, 10000.0);
+  EXPECT_EQ(read(R"({"rope_parameters": {"rope_type": "default", "rope_theta": null}, "rope_theta": 7.0})", 8).theta, 7.0);
+  EXPECT_EQ(read(R"({"rope_parameters": {"rope_theta": null}, "rope_scaling": {"rope_theta": 6.0}})", 8).theta, 6.0);
+  EXPECT_EQ(read(R"({"rope_parameters": null})", 8, 1.0, 500000.0).theta, 500000.0) << "the family's own";
+  EXPECT_EQ(read(R"({"rope_scaling": {"rope_type": null, "type": "linear", "factor": 2}})", 8).type, "linear");
+  EXPECT_TRUE(
+      read(R"({"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 8, "truncate": null}})", 8).truncate);
 }
 
 auto members(const RopeSpec& rope) {
@@ -215,6 +267,9 @@ TEST(Rope, WhatItDoesNotKnowItRefuses) {
   refuses(R"({"rope_scaling": [1]})", "rope_scaling");
   refuses(R"({"partial_rotary_factor": 0.05})", "partial_rotary_factor");
   refuses(R"({"partial_rotary_factor": 1.5})", "partial_rotary_factor");
+  refuses(R"({"partial_rotary_factor": 1e300})", "partial_rotary_factor");
+  refuses(R"({"rope_scaling": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 8, "truncate": 0}})", "truncate");
+  refuses(R"({"rope_parameters": {"full_attention": {"rope_type": "default"}}})", "rope_parameters.full_attention");
   refuses(R"({"rope_theta": 0})", "rope_theta");
   refuses(R"({"rope_theta": -5})", "rope_theta");
   refuses(R"({"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_fast": 0, "original_max_position_embeddings": 8}})", "beta_fast");

@@ -27,12 +27,13 @@ inline std::map<std::string, Tensor> random_layer(const layers::LayerSpec& layer
   return tensors;
 }
 
-/// What tensor rank `rank` of `ranks` computes with.
+/// What tensor rank `rank` of `ranks` computes with; of routed experts nothing.
 inline layers::LayerWeights slice_of(const layers::LayerSpec& layer, const std::map<std::string, Tensor>& tensors, int64_t ranks,
                                      int64_t rank) {
   layers::LayerWeights weights;
   weights.linears.resize(layer.linears.size());
   for (const auto& spec : layer.tensors) {
+    if (spec.expert != layers::kNoExpert) continue;
     const Tensor& whole = tensors.at(spec.name);
     if (spec.linear < 0) {
       weights.vectors[spec.name] = whole;

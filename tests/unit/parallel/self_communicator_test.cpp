@@ -50,6 +50,28 @@ TEST(SelfCommunicator, SplitsIntoItself) {
   EXPECT_EQ(part->size(), 1);
 }
 
+TEST(SelfCommunicator, GivesToItself) {
+  const auto self = make_self_communicator();
+  const std::array<int32_t, 3> send{7, -8, 9};
+  std::array<int32_t, 3> received{};
+
+  self->all_to_all(send.data(), std::array<int64_t, 1>{12}, received.data(), std::array<int64_t, 1>{12});
+
+  EXPECT_EQ(received, send);
+  EXPECT_EQ(self->all_to_all({-5}), std::vector<int64_t>{-5});
+  EXPECT_NO_THROW(self->all_to_all(nullptr, std::array<int64_t, 1>{0}, nullptr, std::array<int64_t, 1>{0}));
+}
+
+TEST(Communicator, AllToAllNeedsOneSizePerRank) {
+  const auto self = make_self_communicator();
+  const std::array<int64_t, 1> one{0};
+  const std::array<int64_t, 2> two{0, 0};
+
+  test::expect_error(ErrorKind::kBug, "one size per rank", [&] { self->all_to_all(nullptr, two, nullptr, one); });
+  test::expect_error(ErrorKind::kBug, "one size per rank", [&] { self->all_to_all(nullptr, one, nullptr, two); });
+  test::expect_error(ErrorKind::kBug, "one size per rank", [&] { self->all_to_all({1, 2}); });
+}
+
 TEST(Communicator, GathersTheOnlyTextAsItIs) {
   const auto self = make_self_communicator();
 
@@ -91,7 +113,8 @@ TEST(Mesh, OneRankIsEveryGroup) {
 
   const Mesh mesh = Mesh::make(*self, {});
 
-  for (const Communicator* group : {&mesh.tensor(), &mesh.data(), &mesh.pipeline(), &mesh.stage(), &mesh.world()})
+  for (const Communicator* group :
+       {&mesh.tensor(), &mesh.data(), &mesh.pipeline(), &mesh.stage(), &mesh.world(), &mesh.experts(), &mesh.replicas()})
     EXPECT_EQ(group->size(), 1);
 }
 
@@ -99,6 +122,7 @@ TEST(Mesh, RefusesAShapeOfAnotherSize) {
   const auto self = make_self_communicator();
 
   test::expect_error(ErrorKind::kBug, "mesh", [&] { Mesh::make(*self, {.data = 2, .pipeline = 1, .tensor = 1}); });
+  for (const int expert : {0, -1, 2}) test::expect_error(ErrorKind::kBug, "expert ranks", [&] { Mesh::make(*self, {.expert = expert}); });
 }
 
 }  // namespace

@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+
 #include "tests/support/expect_error.h"
 #include "tests/unit/recipes/tiny_model.h"
+#include "tests/unit/recipes/tiny_moe.h"
 
 namespace ptq::recipes {
 namespace {
@@ -98,6 +101,68 @@ TEST(DecideFormats, FusedLinearsMustAgree) {
     test::expect_error(ErrorKind::kUser, words, [&] { decide_formats(test::tiny_llama(1), recipe_of("fp8", {}, {"lm_head", fused})); });
   }
   EXPECT_NO_THROW(decide_formats(test::tiny_llama(1), recipe_of("fp8", {{"*.o_proj", "nvfp4", ""}, {"*.down_proj", "none", ""}})));
+}
+
+TEST(DecideFormats, APlainNameIsIgnoredBelowAnyModule) {
+  const auto decisions =
+      decide_formats(test::tiny_llama4(2, 2), recipe_of("fp8", {}, {"lm_head", "0.self_attn.o_proj", "elf_attn.q_proj"}));
+
+  EXPECT_EQ(decisions.at("language_model.lm_head").format, Format::kNone);
+  EXPECT_EQ(decisions.at("language_model.lm_head").reason, "ignore: lm_head");
+  EXPECT_TRUE(decisions.at("language_model.lm_head").is_ignored);
+  EXPECT_EQ(decisions.at("language_model.model.layers.0.self_attn.o_proj").format, Format::kNone);
+  EXPECT_EQ(decisions.at("language_model.model.layers.1.self_attn.o_proj").format, Format::kFp8);
+  EXPECT_EQ(decisions.at("language_model.model.layers.0.self_attn.q_proj").format, Format::kFp8) << "a name ends after a dot";
+  EXPECT_FALSE(decisions.at("language_model.model.layers.0.self_attn.q_proj").is_ignored);
+  test::expect_error(ErrorKind::kUser, "matches no linear", [] {
+    decide_formats(test::tiny_llama4(1, 2), recipe_of("fp8", {{"o_proj", "none", ""}}));  // rules name modules in full
+  });
+}
+
+TEST(DecideFormats, AllExpertsOfALayerGetOneFormat) {
+  const auto model = test::tiny_qwen3_moe(2, 3);
+  const std::vector<Rule> splits[] = {
+      {{"*.experts.2.*", "none", ""}}, {{"*.experts.*.down_proj", "nvfp4", ""}}, {{"*.up_proj", "none", ""}}};
+
+  for (const auto& rules : splits) {
+    test::expect_error(ErrorKind::kUser, "all routed experts of a layer as one kernel",
+                       [&] { decide_formats(model, recipe_of("fp8", rules)); });
+    test::expect_error(ErrorKind::kUser, "match all of them or none: \"*.mlp.experts.*\"",
+                       [&] { decide_formats(model, recipe_of("fp8", rules)); });
+  }
+  test::expect_error(ErrorKind::kUser, "model.layers.0.mlp.experts.0.gate_proj and model.layers.0.mlp.experts.2.gate_proj get fp8",
+                     [&] { decide_formats(model, recipe_of("fp8", splits[0])); });
+  test::expect_error(ErrorKind::kUser, "one kernel", [&] {
+    decide_formats(test::tiny_llama4(1, 2), recipe_of("fp8", {{"*.experts.down_proj", "none", ""}}));
+  });
+
+  const auto decisions = decide_formats(model, recipe_of("fp8", {{"*.0.mlp.experts.*", "nvfp4", ""}}));
+  EXPECT_EQ(decisions.at("model.layers.0.mlp.experts.2.down_proj").format, Format::kNvfp4);
+  EXPECT_EQ(decisions.at("model.layers.1.mlp.experts.2.down_proj").format, Format::kFp8);
+  EXPECT_NO_THROW(decide_formats(test::tiny_deepseek(2, 1, 2), recipe_of("fp8", {{"*.shared_experts.*", "none", ""}})));
+}
+
+TEST(DecideFormats, InputsOfExpertsMustFillWholeBlocksToo) {
+  auto model = test::tiny_llama4(1, 2);
+  for (auto& linear : model.layers[0].linears)
+    if (linear.is_routed() && !linear.feeds_down) linear.in = 24;
+
+  test::expect_error(ErrorKind::kUser, "feed_forward.experts.down_proj has 24 inputs", [&] { decide_formats(model, recipe_of("nvfp4")); });
+  test::expect_error(ErrorKind::kUser, "[\"lm_head\", \"*.feed_forward.experts.*\"]", [&] { decide_formats(model, recipe_of("nvfp4")); });
+}
+
+TEST(DecideFormats, TheLargestModelsTakeNoTime) {
+  const auto model = test::tiny_deepseek(61, 3, 256);
+  const auto begin = std::chrono::steady_clock::now();
+
+  const auto decisions = decide_formats(model, recipe_of("nvfp4", {{"*.self_attn.*", "fp8", ""},
+                                                                   {"re:.*\\.layers\\.[0-2]\\.mlp\\..*", "none", ""},
+                                                                   {"*.shared_experts.*", "fp8", ""}}));
+
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  EXPECT_EQ(decisions.size(), 61u * 5 + 3 * 3 + 58 * (256 * 3 + 3) + 1);
+  EXPECT_LT(seconds, 10) << "a fraction of a second; this allows for sanitizers";
+  std::cout << seconds << " s for " << decisions.size() << " linears\n";
 }
 
 TEST(DecideFormats, InputsMustFillWholeBlocksOf16) {

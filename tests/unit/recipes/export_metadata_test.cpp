@@ -2,8 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <set>
+#include <tuple>
+
+#include "recipes/exclusions.h"
 #include "tests/support/expect_error.h"
 #include "tests/unit/recipes/tiny_model.h"
+#include "tests/unit/recipes/tiny_moe.h"
 
 namespace ptq::recipes {
 namespace {
@@ -17,46 +23,124 @@ ExportMetadata describe(int64_t layers, const std::string& format, std::vector<R
   recipe.rules = std::move(rules);
   recipe.ignore = std::move(ignore);
   const auto model = test::tiny_llama(layers);
-  return describe_export(model, decide_formats(model, recipe), kv_cache);
+  return describe_export(model, decide_formats(model, recipe), kv_cache, {});
+}
+
+ExportMetadata describe(const layers::ModelSpec& model, const std::string& format, std::vector<Rule> rules = {}, const Names& outside = {},
+                        const std::vector<std::string>& ignore = {"lm_head"}) {
+  Recipe recipe;
+  recipe.format = format;
+  recipe.rules = std::move(rules);
+  recipe.ignore = ignore;
+  const auto decisions = decide_formats(model, recipe);
+  ExportMetadata metadata = describe_export(model, decisions, "none", outside);
+  // Whatever the metadata are: no server may read them as anything but these decisions.
+  if (metadata.quant_algo != "MIXED_PRECISION") {
+    std::set<std::string> quantized, plain(outside.begin(), outside.end());
+    for (const auto& [module, decision] : decisions) (decision.format == Format::kNone ? plain : quantized).insert(module);
+    for (const auto& layer : model.layers) {
+      if (!layer.moe()) continue;
+      plain.insert(layer.moe()->router.module);
+      const bool container = quantized.count(layer.linears[static_cast<size_t>(layer.moe()->experts[0].down)].module) > 0;
+      (container ? quantized : plain).insert(layer.moe()->module);
+    }
+    EXPECT_EQ(exclusion_faults(metadata.excluded, quantized, plain), Names{});
+  }
+  return metadata;
+}
+
+const Names kMtp{"model.layers.4.eh_proj",  "model.layers.4.embed_tokens",       "model.layers.4.mlp.experts.0.gate_proj",
+                 "model.layers.4.mlp.gate", "model.layers.4.self_attn.q_a_proj", "model.layers.4.shared_head.head"};
+
+TEST(DescribeMoe, EveryRouterIsNamed) {
+  EXPECT_EQ(describe(test::tiny_qwen3_moe(2, 4), "nvfp4").excluded,
+            (Names{"lm_head", "model.embed_tokens", "model.layers.0.mlp.gate", "model.layers.1.mlp.gate"}));
+  EXPECT_EQ(describe(test::tiny_qwen3_moe(1, 4, "block_sparse_moe", {"w1", "w3", "w2"}), "fp8").excluded,
+            (Names{"lm_head", "model.embed_tokens", "model.layers.0.block_sparse_moe.gate"}));
+}
+
+TEST(DescribeMoe, DeepSeekNamesNoRouterOfItsDenseLayersAndAllOfItsPrediction) {
+  EXPECT_EQ(describe(test::tiny_deepseek(4, 2, 4), "nvfp4", {}, kMtp).excluded,
+            (Names{"lm_head", "model.embed_tokens", "model.layers.2.mlp.gate", "model.layers.3.mlp.gate", "model.layers.4*"}));
+}
+
+TEST(DescribeMoe, PredictionBehindTenLayersIsNotTakenForTheFirst) {
+  const auto model = test::tiny_deepseek(11, 10, 2);
+
+  EXPECT_EQ(describe(model, "fp8", {}, {"model.layers.11.eh_proj"}).excluded,
+            (Names{"lm_head", "model.embed_tokens", "model.layers.10.mlp.gate", "model.layers.11*"}));
+}
+
+TEST(DescribeMoe, ExpertsLeftOutAreOnePatternPerLayer) {
+  EXPECT_EQ(describe(test::tiny_qwen3_moe(2, 4), "fp8", {{"*.mlp.experts.*", "none", ""}}).excluded,
+            (Names{"lm_head", "model.embed_tokens", "model.layers.0.mlp*", "model.layers.1.mlp*"}));
+  EXPECT_EQ(describe(test::tiny_deepseek(2, 1, 4), "fp8", {{"*.mlp.experts.*", "none", ""}}).excluded,
+            (Names{"lm_head", "model.embed_tokens", "model.layers.1.mlp.experts*", "model.layers.1.mlp.gate"}));
+  EXPECT_EQ(describe(test::tiny_llama4(1, 4), "fp8", {{"*.experts.*", "none", ""}}).excluded,
+            (Names{"language_model.lm_head", "language_model.model.embed_tokens", "language_model.model.layers.0.feed_forward.experts*",
+                   "language_model.model.layers.0.feed_forward.router"}));
+}
+
+TEST(DescribeMoe, ExpertsAloneLeaveAttentionAndSharedExpertsOut) {
+  EXPECT_EQ(describe(test::tiny_deepseek(2, 1, 4), "none", {{"*.mlp.experts.*", "nvfp4", ""}}, {"model.layers.2.eh_proj"}).excluded,
+            (Names{"lm_head", "model.embed_tokens", "model.layers.0*", "model.layers.1.mlp.gate", "model.layers.1.mlp.shared_experts*",
+                   "model.layers.1.self_attn*", "model.layers.2*"}));
+}
+
+TEST(DescribeMoe, AVisionTowerIsOnePattern) {
+  const Names vision{"vision_model.layers.0.fc1", "vision_model.layers.0.self_attn.q_proj", "multi_modal_projector.linear_1"};
+
+  EXPECT_EQ(describe(test::tiny_llama4(1, 4), "nvfp4", {}, vision).excluded,
+            (Names{"language_model.lm_head", "language_model.model.embed_tokens", "language_model.model.layers.0.feed_forward.router",
+                   "multi_modal_projector*", "vision_model*"}));
+}
+
+TEST(DescribeMoe, AMixtureHasOneKeyForAllExpertsOfALayer) {
+  for (const auto& [model, container, attention] :
+       {std::tuple{test::tiny_deepseek(2, 0, 4), "model.layers.%.mlp.experts", "model.layers.%.self_attn.o_proj"},
+        std::tuple{test::tiny_llama4(2, 4), "language_model.model.layers.%.feed_forward.experts",
+                   "language_model.model.layers.%.self_attn.o_proj"}}) {
+    const ExportMetadata metadata = describe(model, "none", {{"*.experts.*", "nvfp4", ""}, {"*.o_proj", "fp8", ""}}, kMtp);
+    const auto in_layer = [](std::string name, char layer) { return name.replace(name.find('%'), 1, 1, layer); };
+    const std::vector<std::pair<std::string, Format>> expected{{in_layer(attention, '0'), Format::kFp8},
+                                                               {in_layer(container, '0'), Format::kNvfp4},
+                                                               {in_layer(attention, '1'), Format::kFp8},
+                                                               {in_layer(container, '1'), Format::kNvfp4}};
+
+    EXPECT_EQ(metadata.quant_algo, "MIXED_PRECISION");
+    EXPECT_EQ(metadata.quantized_layers, expected);
+    EXPECT_TRUE(metadata.excluded.empty());
+    const Json words = quantized_config(Json::object(), metadata)["quantization_config"];
+    EXPECT_EQ(words["config_groups"]["group_1"]["targets"], Json({in_layer(container, '0'), in_layer(container, '1')}));
+    EXPECT_EQ(words["quantized_layers"][in_layer(container, '1')], Json::parse(R"({"quant_algo":"NVFP4","group_size":16})"));
+    EXPECT_EQ(metadata_faults(hf_quant_config(metadata), words), Names{});
+  }
 }
 
 /// The words between these two are ours in every file.
 const std::string kProducer = R"({"name":"modelopt","version":"0.47.0","generator":"ptq-runner 0.1.0"})";
 
-TEST(SummarizeExcluded, APlainLlamaNamesHeadAndEmbedding) {
+TEST(DescribeExport, APlainLlamaNamesHeadAndEmbedding) {
   EXPECT_EQ(describe(12, "nvfp4").excluded, (Names{"lm_head", "model.embed_tokens"}));
 }
 
-TEST(SummarizeExcluded, AttentionLeftOutIsOnePatternPerLayer) {
+TEST(DescribeExport, AttentionLeftOutIsOnePatternPerLayer) {
   EXPECT_EQ(
       describe(3, "nvfp4", {{"*.self_attn.*", "none", ""}}).excluded,
       (Names{"lm_head", "model.embed_tokens", "model.layers.0.self_attn*", "model.layers.1.self_attn*", "model.layers.2.self_attn*"}));
 }
 
-TEST(SummarizeExcluded, AWholeLayerEndsInADotWhereAnotherBeginsLikeIt) {
+TEST(DescribeExport, AWholeLayerEndsInADotWhereAnotherBeginsLikeIt) {
   EXPECT_EQ(describe(11, "fp8", {{"model.layers.1.*", "none", ""}}).excluded, (Names{"lm_head", "model.embed_tokens", "model.layers.1.*"}));
   EXPECT_EQ(describe(10, "fp8", {{"model.layers.1.*", "none", ""}}).excluded, (Names{"lm_head", "model.embed_tokens", "model.layers.1*"}));
 }
 
-TEST(SummarizeExcluded, OneLinearIsNamedInFull) {
+TEST(DescribeExport, OneLinearIsNamedInFull) {
   EXPECT_EQ(describe(2, "fp8", {{"model.layers.0.mlp.down_proj", "none", ""}}).excluded,
             (Names{"lm_head", "model.embed_tokens", "model.layers.0.mlp.down_proj"}));
 }
 
-TEST(SummarizeExcluded, OtherTowersAreOnePattern) {
-  EXPECT_EQ(summarize_excluded({"visual.blocks.0.qkv", "visual.blocks.1.qkv", "visual.merger", "lm_head"}, {"model.layers.0.mlp.up_proj"}),
-            (Names{"lm_head", "visual*"}));
-}
-
-TEST(SummarizeExcluded, ARouterDoesNotTakeTheGatesWithIt) {
-  EXPECT_EQ(summarize_excluded({"model.layers.0.mlp.gate"}, {"model.layers.0.mlp.gate_proj"}), Names{"model.layers.0.mlp.gate"});
-}
-
-TEST(SummarizeExcluded, NothingQuantizedLeavesShortestPrefixes) {
-  EXPECT_EQ(summarize_excluded({"model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "lm_head"}, {}), (Names{"lm_head", "model*"}));
-}
-
-TEST(SummarizeExcluded, NoPatternReachesAQuantizedModule) {
+TEST(DescribeExport, NoPatternReachesAQuantizedModule) {
   const ExportMetadata metadata = describe(21, "fp8", {{"model.layers.2.*", "none", ""}, {"*.1.self_attn.*", "none", ""}});
   Recipe recipe;
   recipe.format = "fp8";
@@ -148,6 +232,33 @@ TEST(QuantizedConfig, OfAMixtureHasAGroupPerFormatInOrderOfAppearance) {
 
 TEST(QuantizedConfig, OfNothingForgetsAnOlderQuantization) {
   EXPECT_EQ(quantized_config(kSource, describe(1, "none")).dump(), R"({"model_type":"llama","hidden_size":32,"list":[1,{"a":null}]})");
+}
+
+TEST(QuantizedConfig, ForgetsAnOlderQuantizationWhereverItIs) {
+  const Json source = Json::parse(R"({"text_config":{"a":1,"quantization_config":{"quant_method":"fp8"}},"compression_config":{}})");
+
+  EXPECT_EQ(quantized_config(source, describe(1, "none")).dump(), R"({"text_config":{"a":1}})");
+}
+
+TEST(MetadataFaults, AreWhereTheFilesDisagree) {
+  const ExportMetadata metadata = describe(2, "nvfp4", {}, "fp8");
+  const Json file = hf_quant_config(metadata), words = quantized_config(Json::object(), metadata)["quantization_config"];
+  const auto faults_with = [&](const std::function<void(Json&, Json&)>& edit) {
+    Json edited_file = file, edited_words = words;
+    edit(edited_file, edited_words);
+    return metadata_faults(edited_file, edited_words);
+  };
+
+  EXPECT_EQ(metadata_faults(file, words), Names{});
+  EXPECT_EQ(faults_with([](Json& f, Json&) { f["quantization"]["quant_algo"] = "FP8"; }),
+            Names{"the two JSON files name different quant_algo"});
+  EXPECT_EQ(faults_with([](Json&, Json& w) { w["ignore"] = {"lm_head"}; }), Names{"exclude_modules and ignore differ"});
+  EXPECT_EQ(faults_with([](Json&, Json& w) { w.erase("kv_cache_scheme"); }), Names{"kv_cache_scheme and kv_cache_quant_algo disagree"});
+  EXPECT_EQ(faults_with([](Json& f, Json&) { f.erase("producer"); }), Names{"hf_quant_config.json: producer.name is not modelopt"});
+  EXPECT_EQ(faults_with([](Json& f, Json& w) {
+              w["ignore"] = f["quantization"]["exclude_modules"] = {"b", "a"};
+            }),
+            Names{"exclude_modules is not sorted and unique"});
 }
 
 TEST(BothFiles, SayTheSame) {

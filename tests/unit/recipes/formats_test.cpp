@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "tests/support/expect_error.h"
 #include "tests/support/reference_ops.h"
@@ -18,10 +19,20 @@ layers::LinearSpec linear() {
   return spec;
 }
 
-std::string tensors_of(Format format) {
+/// Four experts whose weights lie as [in, out].
+layers::LinearSpec stacked() {
+  layers::LinearSpec spec = linear();
+  spec.module = "experts.gate_up_proj";
+  spec.expert = layers::kAllExperts;
+  spec.stack = 4;
+  return spec;
+}
+
+std::string tensors_of(Format format, const layers::LinearSpec& spec = linear()) {
   std::string text;
-  for (const auto& part : encoded_tensors(format, linear())) {
-    const auto tensor = output_tensor(part, linear());
+  for (const auto& [part, tensor, is_scalar] : encoded_tensors(format, spec)) {
+    EXPECT_EQ(tensor.name, spec.tensor(part));
+    EXPECT_EQ(is_scalar, tensor.shape.empty());
     text += tensor.name + " " + std::string(dtype_name(tensor.dtype)) + " " + to_string(tensor.shape) + "; ";
   }
   return text;
@@ -33,6 +44,18 @@ TEST(EncodedTensors, OfEveryFormat) {
             "m.weight U8 [24, 32]; m.weight_scale F8_E4M3 [24, 4]; m.weight_scale_2 F32 []; m.input_scale F32 []; ");
   EXPECT_EQ(tensors_of(Format::kNvfp4WeightOnly), "m.weight U8 [24, 32]; m.weight_scale F8_E4M3 [24, 4]; m.weight_scale_2 F32 []; ");
   test::expect_error(ErrorKind::kBug, "no encoding", [] { tensors_of(Format::kNone); });
+}
+
+TEST(EncodedTensors, StackedExpertsKeepInputsBeforeOutputs) {
+  EXPECT_EQ(
+      tensors_of(Format::kFp8, stacked()),
+      "experts.gate_up_proj F8_E4M3 [4, 64, 24]; experts.gate_up_proj_weight_scale F32 []; experts.gate_up_proj_input_scale F32 []; ");
+  EXPECT_EQ(tensors_of(Format::kNvfp4, stacked()),
+            "experts.gate_up_proj U8 [4, 32, 24]; experts.gate_up_proj_weight_scale F8_E4M3 [4, 4, 24]; "
+            "experts.gate_up_proj_weight_scale_2 F32 []; experts.gate_up_proj_input_scale F32 []; ");
+  EXPECT_EQ(tensors_of(Format::kNvfp4WeightOnly, stacked()),
+            "experts.gate_up_proj U8 [4, 32, 24]; experts.gate_up_proj_weight_scale F8_E4M3 [4, 4, 24]; "
+            "experts.gate_up_proj_weight_scale_2 F32 []; ");
 }
 
 TEST(EncodedTensors, HaveTheirOwnScalars) {
@@ -66,8 +89,8 @@ TEST(EncodeRows, Fp8LosesAtMostHalfAStep) {
   const Tensor weight = test::random_tensor({33, 128}, DType::kBF16, 1, 0.02f);
   const LinearScales scales{amax_of(weight) / 448.0f, 1.0f};
 
-  const auto parts = encode_rows(Format::kFp8, weight, scales, kernels::Fp8Quotient::kExact);
-  const Tensor decoded = decode_rows(Format::kFp8, parts, scales);
+  const auto parts = encode_rows(Format::kFp8, linear(), weight, scales, kernels::Fp8Quotient::kExact);
+  const Tensor decoded = decode_rows(Format::kFp8, linear(), parts, scales);
 
   ASSERT_EQ(parts.size(), 1u);
   EXPECT_EQ(parts[0].shape(), (Shape{33, 128}));
@@ -82,8 +105,8 @@ TEST(EncodeRows, Nvfp4LosesLittleOfGaussianWeights) {
   const LinearScales scales{amax_of(weight) / 2688.0f, 1.0f};
 
   for (const Format format : {Format::kNvfp4, Format::kNvfp4WeightOnly}) {
-    const auto parts = encode_rows(format, weight, scales, kernels::Fp8Quotient::kExact);
-    const double error = relative_l2(weight, decode_rows(format, parts, scales));
+    const auto parts = encode_rows(format, linear(), weight, scales, kernels::Fp8Quotient::kExact);
+    const double error = relative_l2(weight, decode_rows(format, linear(), parts, scales));
 
     ASSERT_EQ(parts.size(), 2u);
     EXPECT_EQ(parts[0].shape(), (Shape{64, 128}));
@@ -96,12 +119,12 @@ TEST(EncodeRows, Nvfp4LosesLittleOfGaussianWeights) {
 TEST(EncodeRows, Nvfp4WithSwappedNibblesIsFarOff) {
   const Tensor weight = test::random_tensor({64, 256}, DType::kBF16, 2, 0.02f);
   const LinearScales scales{amax_of(weight) / 2688.0f, 1.0f};
-  const auto parts = encode_rows(Format::kNvfp4, weight, scales, kernels::Fp8Quotient::kExact);
+  const auto parts = encode_rows(Format::kNvfp4, linear(), weight, scales, kernels::Fp8Quotient::kExact);
 
   auto* codes = parts[0].data<uint8_t>();
   for (int64_t i = 0; i < parts[0].numel(); ++i) codes[i] = static_cast<uint8_t>(codes[i] << 4 | codes[i] >> 4);
 
-  EXPECT_GT(relative_l2(weight, decode_rows(Format::kNvfp4, parts, scales)), 1.0);
+  EXPECT_GT(relative_l2(weight, decode_rows(Format::kNvfp4, linear(), parts, scales)), 1.0);
 }
 
 TEST(EncodeRows, RowsCanBeEncodedInPieces) {
@@ -109,15 +132,86 @@ TEST(EncodeRows, RowsCanBeEncodedInPieces) {
   const LinearScales scales{amax_of(weight) / 2688.0f, 1.0f};
 
   for (const Format format : {Format::kFp8, Format::kNvfp4}) {
-    const auto whole = encode_rows(format, weight, scales, kernels::Fp8Quotient::kExact);
-    const auto top = encode_rows(format, weight.rows(0, 3), scales, kernels::Fp8Quotient::kExact);
-    const auto bottom = encode_rows(format, weight.rows(3, 7), scales, kernels::Fp8Quotient::kExact);
+    const auto whole = encode_rows(format, linear(), weight, scales, kernels::Fp8Quotient::kExact);
+    const auto top = encode_rows(format, linear(), weight.rows(0, 3), scales, kernels::Fp8Quotient::kExact);
+    const auto bottom = encode_rows(format, linear(), weight.rows(3, 7), scales, kernels::Fp8Quotient::kExact);
 
     for (size_t p = 0; p < whole.size(); ++p) {
       EXPECT_TRUE(test::same_bits(whole[p].rows(0, 3), top[p]));
       EXPECT_TRUE(test::same_bits(whole[p].rows(3, 7), bottom[p]));
     }
   }
+}
+
+/// [E, R, C] -> [E, C, R], element by element.
+Tensor turned(const Tensor& x) {
+  const int64_t experts = x.dim(0), rows = x.dim(1), columns = x.dim(2), width = dtype_bytes(x.dtype());
+  Tensor out = Tensor::empty({experts, columns, rows}, x.dtype());
+  for (int64_t e = 0; e < experts; ++e)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c)
+        std::memcpy(out.raw() + ((e * columns + c) * rows + r) * width, x.raw() + ((e * rows + r) * columns + c) * width,
+                    static_cast<size_t>(width));
+  return out;
+}
+
+TEST(EncodeStacked, EachExpertIsEncodedAsItsTransposeAndTurnedBack) {
+  const Tensor weight = test::random_tensor({4, 64, 24}, DType::kBF16, 5, 0.02f), as_rows = turned(weight);
+
+  for (const Format format : {Format::kFp8, Format::kNvfp4, Format::kNvfp4WeightOnly}) {
+    const LinearScales scales{amax_of(weight) / (format == Format::kFp8 ? 448.0f : 2688.0f), 1.0f};
+    const auto parts = encode_rows(format, stacked(), weight, scales, kernels::Fp8Quotient::kExact);
+    const Tensor decoded = decode_rows(format, stacked(), parts, scales);
+
+    size_t next = 0;
+    for (const auto& part : encoded_tensors(format, stacked()))
+      if (!part.is_scalar) {
+        EXPECT_EQ(parts.at(next).shape(), part.tensor.shape);
+        EXPECT_EQ(parts.at(next++).dtype(), part.tensor.dtype);
+      }
+    EXPECT_EQ(parts.size(), next);
+    ASSERT_EQ(decoded.shape(), (Shape{4, 24, 64}));
+    for (int64_t e = 0; e < 4; ++e) {
+      const Tensor matrix = as_rows.rows(e, e + 1).reshaped({24, 64});
+      const auto alone = encode_rows(format, linear(), matrix, scales, kernels::Fp8Quotient::kExact);
+      for (size_t p = 0; p < parts.size(); ++p) {
+        const Tensor back = turned(parts[p].rows(e, e + 1));
+        EXPECT_TRUE(test::same_bits(back.reshaped({back.dim(1), back.dim(2)}), alone[p])) << info(format).name << " expert " << e;
+      }
+      EXPECT_TRUE(test::same_bits(decoded.rows(e, e + 1).reshaped({24, 64}), decode_rows(format, linear(), alone, scales)));
+    }
+  }
+}
+
+TEST(EncodeStacked, SomeExpertsAreEncodedAsAll) {
+  const Tensor weight = test::random_tensor({4, 64, 24}, DType::kF32, 6);
+  const LinearScales scales{amax_of(weight) / 2688.0f, 1.0f};
+
+  for (const Format format : {Format::kFp8, Format::kNvfp4}) {
+    const auto whole = encode_rows(format, stacked(), weight, scales, kernels::Fp8Quotient::kExact);
+    const auto last = encode_rows(format, stacked(), weight.rows(3, 4), scales, kernels::Fp8Quotient::kExact);
+    const auto none = encode_rows(format, stacked(), weight.rows(2, 2), scales, kernels::Fp8Quotient::kExact);
+
+    for (size_t p = 0; p < whole.size(); ++p) {
+      EXPECT_TRUE(test::same_bits(whole[p].rows(3, 4), last[p]));
+      EXPECT_EQ(none[p].dim(0), 0);
+    }
+  }
+}
+
+TEST(EncodeStacked, Fp8AlwaysDividesExactly) {
+  const Tensor weight = test::random_tensor({4, 64, 24}, DType::kBF16, 7, 0.02f);
+  const LinearScales scales{amax_of(weight) / 448.0f, 1.0f};
+  const auto encode = [&](const layers::LinearSpec& spec, const Tensor& w, kernels::Fp8Quotient quotient) {
+    return encode_rows(Format::kFp8, spec, w, scales, quotient)[0];
+  };
+
+  EXPECT_TRUE(
+      test::same_bits(encode(stacked(), weight, kernels::Fp8Quotient::kBf16), encode(stacked(), weight, kernels::Fp8Quotient::kExact)));
+  const Tensor matrix = weight.reshaped({256, 24});
+  EXPECT_FALSE(
+      test::same_bits(encode(linear(), matrix, kernels::Fp8Quotient::kBf16), encode(linear(), matrix, kernels::Fp8Quotient::kExact)))
+      << "these weights would not tell";
 }
 
 TEST(FakeQuantizeInput, DoesWhatTheServerDoes) {
@@ -134,9 +228,11 @@ TEST(FakeQuantizeInput, DoesWhatTheServerDoes) {
   // Quantizing activations is quantizing weights with the input's scale.
   const LinearScales as_weights8{fp8.input_scale, 1.0f}, as_weights4{nvfp4.input_scale, 1.0f};
   EXPECT_TRUE(test::same_bits(
-      as_fp8, decode_rows(Format::kFp8, encode_rows(Format::kFp8, x, as_weights8, kernels::Fp8Quotient::kExact), as_weights8)));
+      as_fp8,
+      decode_rows(Format::kFp8, linear(), encode_rows(Format::kFp8, linear(), x, as_weights8, kernels::Fp8Quotient::kExact), as_weights8)));
   EXPECT_TRUE(test::same_bits(
-      as_nvfp4, decode_rows(Format::kNvfp4, encode_rows(Format::kNvfp4, x, as_weights4, kernels::Fp8Quotient::kExact), as_weights4)));
+      as_nvfp4, decode_rows(Format::kNvfp4, linear(), encode_rows(Format::kNvfp4, linear(), x, as_weights4, kernels::Fp8Quotient::kExact),
+                            as_weights4)));
   EXPECT_TRUE(test::same_bits(as_none, x));
   EXPECT_TRUE(test::same_bits(as_weight_only, x));
 }

@@ -35,8 +35,13 @@ TEST(Recipe, LeavesEverythingElseAtItsDefault) {
   EXPECT_EQ(recipe.sequence_length, 512);
   EXPECT_TRUE(recipe.pack);
   EXPECT_FALSE(recipe.drop_short);
+  EXPECT_EQ(recipe.moe.min_tokens_per_expert, 64);
+  EXPECT_EQ(recipe.moe.unseen, "peer_max");
+  EXPECT_EQ(recipe.moe.fail_below_coverage, 0.0);
+  EXPECT_FALSE(recipe.moe.force_route);
   EXPECT_EQ(recipe.tensor, 1);
   EXPECT_EQ(recipe.pipeline, 1);
+  EXPECT_EQ(recipe.expert, 1);
   EXPECT_EQ(recipe.device, "auto");
   EXPECT_EQ(recipe.compute, "bf16");
   EXPECT_EQ(recipe.host_memory, 0);
@@ -65,7 +70,8 @@ quantization:
     - {match: "*.self_attn.*", format: nvfp4}
     - {match: "re:.*\\.o_proj", format: none}
   fp8_quotient: modelopt
-parallel: {tensor: 2, pipeline: 3}
+moe: {min_tokens_per_expert: 5, unseen: fail, fail_below_coverage: 0.95, force_route: true}
+parallel: {tensor: 2, pipeline: 3, expert: 4}
 device: cpu
 compute: fp32
 memory: {host: 2GiB}
@@ -99,8 +105,13 @@ TEST(Recipe, ReadsEveryKey) {
   EXPECT_EQ(recipe.rules[1].match, "re:.*\\.o_proj");
   EXPECT_EQ(recipe.rules[1].where, "r.yaml:16  quantization.rules[1]");
   EXPECT_EQ(recipe.fp8_quotient, "modelopt");
+  EXPECT_EQ(recipe.moe.min_tokens_per_expert, 5);
+  EXPECT_EQ(recipe.moe.unseen, "fail");
+  EXPECT_EQ(recipe.moe.fail_below_coverage, 0.95);
+  EXPECT_TRUE(recipe.moe.force_route);
   EXPECT_EQ(recipe.tensor, 2);
   EXPECT_EQ(recipe.pipeline, 3);
+  EXPECT_EQ(recipe.expert, 4);
   EXPECT_EQ(recipe.device, "cpu");
   EXPECT_EQ(recipe.compute, "fp32");
   EXPECT_EQ(recipe.host_memory, int64_t{2} << 30);
@@ -200,7 +211,6 @@ TEST(Recipe, WhatALaterVersionBringsIsToldApartFromMistakes) {
   expect_refused(kSmallest, "kv_cache 'nvfp4' is not supported", {"quantization.kv_cache=nvfp4"});
   expect_refused(kSmallest, "dialect 'compressed-tensors' is not supported", {"output.dialect=compressed-tensors"});
   expect_refused(kSmallest, "no CUDA backend", {"device=cuda"});
-  expect_refused(kSmallest, "'parallel.expert' is not supported", {"parallel.expert=2"});
   expect_refused(kSmallest, "'model.config' is not supported", {"model.config=x"});
   expect_refused(kSmallest, "'resume' is not supported", {"resume=true"});
   expect_refused(kSmallest, "'quantization.awq' is not supported", {"quantization.awq={}"});
@@ -220,10 +230,22 @@ TEST(Recipe, RulesOrAKvCacheAloneAreEnough) {
 }
 
 TEST(Recipe, NumbersBelowOneAreRefused) {
-  for (const char* key :
-       {"calibration.samples", "calibration.sequence_length", "parallel.tensor", "parallel.pipeline", "output.max_shard_size"})
+  for (const char* key : {"calibration.samples", "calibration.sequence_length", "parallel.tensor", "parallel.pipeline", "parallel.expert",
+                          "output.max_shard_size"})
     expect_refused(kSmallest, std::string("'") + key + "' is 0, less than 1", {std::string(key) + "=0"});
   expect_refused(std::string(kSmallest) + "calibration:\n  samples: -3\n", "r.yaml:5  calibration.samples");
+}
+
+TEST(Recipe, MoeRulesHaveTheirRanges) {
+  for (const char* fraction : {"0", "0.5", "1"}) EXPECT_NO_THROW(parse(kSmallest, {std::string("moe.fail_below_coverage=") + fraction}));
+  for (const char* fraction : {"-0.01", "1.01", "95", ".nan", ".inf"})
+    expect_refused(kSmallest, "'moe.fail_below_coverage' is not a fraction from 0 to 1",
+                   {std::string("moe.fail_below_coverage=") + fraction});
+  EXPECT_EQ(parse(kSmallest, {"moe.min_tokens_per_expert=0"}).moe.min_tokens_per_expert, 0);
+  expect_refused(kSmallest, "'moe.min_tokens_per_expert' is -1, less than 0", {"moe.min_tokens_per_expert=-1"});
+  expect_refused(kSmallest, "use one of: peer_max, fail", {"moe.unseen=zero"});
+  expect_refused(kSmallest, "did you mean 'unseen'?", {"moe.unsen=fail"});
+  expect_refused(kSmallest, "not true or false", {"moe.force_route=all"});
 }
 
 TEST(Overrides, ReplaceAddAndNest) {
@@ -295,8 +317,13 @@ TEST(ToYaml, KeepsWhatWasChosen) {
   EXPECT_EQ(again.rules[1].match, "re:.*\\.o_proj");
   EXPECT_EQ(again.rules[1].format, "none");
   EXPECT_EQ(again.fp8_quotient, "modelopt");
+  EXPECT_EQ(again.moe.min_tokens_per_expert, 5);
+  EXPECT_EQ(again.moe.unseen, "fail");
+  EXPECT_EQ(again.moe.fail_below_coverage, 0.95);
+  EXPECT_TRUE(again.moe.force_route);
   EXPECT_EQ(again.tensor, 2);
   EXPECT_EQ(again.pipeline, 3);
+  EXPECT_EQ(again.expert, 4);
   EXPECT_EQ(again.host_memory, int64_t{2} << 30);
   EXPECT_EQ(again.scratch, "/tmp/s");
   EXPECT_EQ(again.max_shard_size, 100'000'000);
@@ -308,14 +335,20 @@ TEST(ToYaml, KeepsWhatWasChosen) {
 TEST(ToYaml, TheShortFormDoesNotSeeHowTheWorkIsDone) {
   const std::string base = to_yaml(parse(kSmallest), false);
 
-  for (const char* key : {"parallel.tensor=2", "parallel.pipeline=2", "memory.host=1GiB", "scratch=x", "device=cpu",
+  for (const char* key : {"parallel.tensor=2", "parallel.pipeline=2", "parallel.expert=2", "memory.host=1GiB", "scratch=x", "device=cpu",
                           "output.overwrite=true", "output.verify=false"})
     EXPECT_EQ(to_yaml(parse(kSmallest, {key}), false), base) << key;
   for (const char* key : {"calibration.samples=2", "quantization.kv_cache=fp8", "compute=fp32", "output.max_shard_size=1MB",
-                          "quantization.ignore=[]", "quantization.fp8_quotient=modelopt", "calibration.pack=false", "output.path=x"})
+                          "quantization.ignore=[]", "quantization.fp8_quotient=modelopt", "calibration.pack=false", "output.path=x",
+                          "moe.force_route=true", "moe.min_tokens_per_expert=1", "moe.unseen=fail", "moe.fail_below_coverage=0.1"})
     EXPECT_NE(to_yaml(parse(kSmallest, {key}), false), base) << key;
   EXPECT_EQ(to_yaml(parse("model: {path: in}\nquantization: {format: nvfp4}\noutput: {path: out}\n"), false), base)
       << "a preset is what it stands for";
+}
+
+TEST(ToYaml, WritesFractionsInAsFewDigitsAsTheyNeed) {
+  EXPECT_NE(to_yaml(parse(kSmallest, {"moe.fail_below_coverage=0.1"}), false).find("fail_below_coverage: 0.1,"), std::string::npos);
+  EXPECT_NE(to_yaml(parse(kSmallest), false).find("fail_below_coverage: 0,"), std::string::npos);
 }
 
 TEST(ParseBytes, KnowsBothKindsOfUnits) {

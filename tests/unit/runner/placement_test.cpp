@@ -4,45 +4,13 @@
 
 #include "layers/models/models.h"
 #include "layers/tensor_slices.h"
+#include "tests/support/lonely_mesh.h"
 
 namespace ptq::runner {
 namespace {
 
-/// Stands for the groups of a mesh whose other ranks are not there: keys of a mesh's splits are ranks in the new groups.
-class LonelyCommunicator : public parallel::Communicator {
- public:
-  LonelyCommunicator(int rank, int size) : rank_(rank), size_(size) {}
-  int rank() const override { return rank_; }
-  int size() const override { return size_; }
-  void all_gather(const void*, std::span<const int64_t>, void*) override { throw bug("alone"); }
-  void all_reduce_max(std::span<float>) override { throw bug("alone"); }
-  void all_reduce_max(std::span<int64_t>) override { throw bug("alone"); }
-  void all_reduce_sum(std::span<int64_t>) override { throw bug("alone"); }
-  void broadcast(void*, int64_t, int) override { throw bug("alone"); }
-  void barrier() override { throw bug("alone"); }
-  std::unique_ptr<parallel::Transfer> send(const void*, int64_t, int, int) override { throw bug("alone"); }
-  std::unique_ptr<parallel::Transfer> receive(void*, int64_t, int, int) override { throw bug("alone"); }
-  std::unique_ptr<parallel::Communicator> split(int, int key) override { return std::make_unique<LonelyCommunicator>(key, size_); }
-
- private:
-  int rank_, size_;
-};
-
-struct Place {
-  std::unique_ptr<LonelyCommunicator> world;
-  parallel::Mesh mesh;
-};
-
-std::vector<Place> all_ranks(parallel::MeshShape shape) {
-  std::vector<Place> places;
-  const int size = shape.data * shape.pipeline * shape.tensor;
-  for (int r = 0; r < size; ++r) {
-    auto world = std::make_unique<LonelyCommunicator>(r, size);
-    parallel::Mesh mesh = parallel::Mesh::make(*world, shape);
-    places.push_back({std::move(world), std::move(mesh)});
-  }
-  return places;
-}
+using test::all_ranks;
+using test::Place;
 
 /// 12 heads over `kv_heads` kv heads of 4, H 30, I 50, all biases.
 layers::LayerSpec layer_with(int64_t kv_heads) {

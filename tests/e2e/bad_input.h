@@ -1,0 +1,91 @@
+#pragma once
+// A run that would succeed until something is spoiled, and what must come of it: one clear message, the right exit code, nothing left
+// behind and no hang, at one rank and at several.
+
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <limits>
+
+#include "kernels/core/dtype.h"
+#include "tests/e2e/fixtures.h"
+
+namespace ptq::test {
+
+struct Scene {
+  TemporaryFolder folder;
+  std::string model = folder / "model", data = folder / "data.jsonl", output = folder / "out", recipe;
+  std::vector<std::string> words{"calibration.pack=false"};
+  std::string skip;  ///< why the case cannot be made here
+
+  /// `make_model` writes a checkpoint of 128 tokens into the folder it is given.
+  explicit Scene(const std::function<void(const std::string&)>& make_model) {
+    make_model(model);
+    write_file(data, random_documents(8, 32, 128));
+    recipe = recipe_text(model, data, output, 4, 32);
+  }
+  std::string weights() const { return model + "/model.safetensors"; }
+  void config(const std::function<void(Json&)>& edit) const { edit_json_file(model + "/config.json", edit); }
+  void header(const std::function<void(Json&)>& edit) const { edit_safetensors_header(weights(), edit); }
+  void tensors(const std::function<void(StoredTensors&)>& edit) const { edit_tensors(weights(), edit); }
+  void add(const std::string& word) { words.push_back(word); }
+  std::vector<std::string> command() const {
+    std::vector<std::string> all{folder.write("recipe.yaml", recipe)};
+    all.insert(all.end(), words.begin(), words.end());
+    return all;
+  }
+};
+
+struct Case {
+  const char* name;
+  int code;
+  std::vector<std::string> words;  ///< that the message must hold
+  std::function<void(Scene&)> spoil;
+  std::vector<int> ranks{1, 2};
+};
+
+struct CaseAtRanks {
+  Case input;
+  int ranks;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const CaseAtRanks& parameter) { return out << parameter.input.name; }
+
+inline std::vector<CaseAtRanks> at_ranks(const std::vector<Case>& cases) {
+  std::vector<CaseAtRanks> all;
+  for (const Case& input : cases)
+    for (const int ranks : input.ranks) all.push_back({input, ranks});
+  return all;
+}
+
+inline std::string name_of(const ::testing::TestParamInfo<CaseAtRanks>& info) {
+  return std::string(info.param.input.name) + "_" + std::to_string(info.param.ranks) + (info.param.ranks == 1 ? "_rank" : "_ranks");
+}
+
+inline void set_bf16(StoredTensor& tensor, int64_t at, float value) {
+  const BF16 stored = to_bf16(value);
+  std::memcpy(tensor.bytes.data() + 2 * at, &stored, 2);
+}
+
+/// Spoils the scene, runs it and expects one message with the case's words.
+inline void expect_one_clear_message(Scene& scene, const Case& input, int ranks) {
+  input.spoil(scene);
+  if (!scene.skip.empty()) GTEST_SKIP() << scene.skip;
+  const bool output_was_there = std::filesystem::exists(scene.output);
+
+  const ProgramResult result = run_program(scene.command(), {.ranks = ranks, .timeout_seconds = 60});
+
+  EXPECT_FALSE(result.is_timed_out) << "it hangs";
+  EXPECT_EQ(result.exit_code, input.code) << result.report();
+  EXPECT_EQ(result.errors().size(), 1u) << result.report();
+  const std::string message = result.err.substr(std::min(result.err.find("error:"), result.err.size()));
+  for (const std::string& part : input.words)
+    EXPECT_NE(message.find(part), std::string::npos) << "no '" << part << "' in\n" << result.report();
+  std::error_code ignored;
+  EXPECT_EQ(std::filesystem::exists(scene.output, ignored), output_was_there);
+  EXPECT_FALSE(std::filesystem::exists(scene.output + ".work", ignored));
+  if (::testing::Test::HasFailure()) return;
+  ::testing::Test::RecordProperty("message", message.substr(0, message.find('\n')));
+}
+
+}  // namespace ptq::test

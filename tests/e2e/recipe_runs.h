@@ -1,0 +1,35 @@
+#pragma once
+// A test that runs one recipe several times, each into a folder of its own, and compares what comes out.
+
+#include "tests/e2e/fixtures.h"
+
+namespace ptq::test {
+
+class RecipeRuns : public ::testing::Test {
+ protected:
+  void write_recipe(const std::string& model, const std::string& data, int samples, int length, const std::string& preset = "nvfp4") {
+    folder_.write("recipe.yaml", recipe_text(model, data, folder_ / "unset", samples, length, preset));
+  }
+  /// Runs the recipe into the folder `name` and returns its path.
+  std::string quantize(const std::string& name, int ranks, const std::vector<std::string>& words) {
+    const std::string output = folder_ / name;
+    std::vector<std::string> arguments{folder_ / "recipe.yaml", "output.path=" + output};
+    arguments.insert(arguments.end(), words.begin(), words.end());
+    last_ = run_program(arguments, {.ranks = ranks});
+    expect_success(last_);
+    return output;
+  }
+  static void expect_same_output(const std::string& one, const std::string& other) {
+    const auto sums = file_sums(one), other_sums = file_sums(other);
+    EXPECT_GE(sums.size(), 3u);
+    EXPECT_EQ(sums, other_sums) << other;
+    const Json manifest = read_json_file(one + "/ptq-runner/manifest.json"),
+               other_manifest = read_json_file(other + "/ptq-runner/manifest.json");
+    EXPECT_EQ(manifest.at("decisions"), other_manifest.at("decisions")) << other;
+  }
+
+  TemporaryFolder folder_;
+  ProgramResult last_;
+};
+
+}  // namespace ptq::test
