@@ -63,12 +63,56 @@ void quantize_fp8(const Tensor& w, float scale, Fp8Quotient quotient, Tensor& co
 void quantize_nvfp4(const Tensor& w, float scale_2, Tensor& packed, Tensor& block_scales) {
   on(w.device(), cpu::quantize_nvfp4)(w, scale_2, packed, block_scales);
 }
+void nvfp4_static_scales(const Tensor& block_amaxes, float global_amax, float scale_max, Tensor& block_scales) {
+  on(block_amaxes.device(), cpu::nvfp4_static_scales)(block_amaxes, global_amax, scale_max, block_scales);
+}
+void quantize_nvfp4_static(const Tensor& w, const Tensor& block_scales, float scale_2, Tensor& packed) {
+  on(w.device(), cpu::quantize_nvfp4_static)(w, block_scales, scale_2, packed);
+}
 void dequantize_fp8(const Tensor& codes, float scale, Tensor& w) { on(codes.device(), cpu::dequantize_fp8)(codes, scale, w); }
 void dequantize_nvfp4(const Tensor& packed, const Tensor& block_scales, float scale_2, Tensor& w) {
   on(packed.device(), cpu::dequantize_nvfp4)(packed, block_scales, scale_2, w);
 }
 void fake_quantize_fp8(Tensor& x, float scale) { on(x.device(), cpu::fake_quantize_fp8)(x, scale); }
 void fake_quantize_nvfp4(Tensor& x, float scale_2) { on(x.device(), cpu::fake_quantize_nvfp4)(x, scale_2); }
+void block_amax(const Tensor& x, const ScaleBlock& block, Tensor& amaxes) { on(x.device(), cpu::block_amax)(x, block, amaxes); }
+void row_amax(const Tensor& x, Tensor& amaxes) { on(x.device(), cpu::row_amax)(x, amaxes); }
+void amaxes_to_scales(Tensor& amaxes, float format_max) { on(amaxes.device(), cpu::amaxes_to_scales)(amaxes, format_max); }
+void quantize_fp8_rows(const Tensor& w, const Tensor& scales, Tensor& codes) { on(w.device(), cpu::quantize_fp8_rows)(w, scales, codes); }
+void quantize_fp8_blocks(const Tensor& w, const Tensor& scales, const ScaleBlock& block, Tensor& codes) {
+  on(w.device(), cpu::quantize_fp8_blocks)(w, scales, block, codes);
+}
+void dequantize_fp8_rows(const Tensor& codes, const Tensor& scales, Tensor& w) {
+  on(codes.device(), cpu::dequantize_fp8_rows)(codes, scales, w);
+}
+void dequantize_fp8_blocks(const Tensor& codes, const Tensor& scales, const ScaleBlock& block, Tensor& w) {
+  on(codes.device(), cpu::dequantize_fp8_blocks)(codes, scales, block, w);
+}
+void fake_quantize_fp8_groups(Tensor& x, int64_t group) { on(x.device(), cpu::fake_quantize_fp8_groups)(x, group); }
+void quantize_int8_rows(const Tensor& w, const Tensor& scales, Tensor& codes) { on(w.device(), cpu::quantize_int8_rows)(w, scales, codes); }
+void dequantize_int8_rows(const Tensor& codes, const Tensor& scales, Tensor& w) {
+  on(codes.device(), cpu::dequantize_int8_rows)(codes, scales, w);
+}
+void fake_quantize_int8(Tensor& x, float scale) { on(x.device(), cpu::fake_quantize_int8)(x, scale); }
+void fake_quantize_int8_groups(Tensor& x, int64_t group) { on(x.device(), cpu::fake_quantize_int8_groups)(x, group); }
+void quantize_int4_groups(const Tensor& w, const Tensor& scales, int64_t group, Tensor& codes) {
+  on(w.device(), cpu::quantize_int4_groups)(w, scales, group, codes);
+}
+void dequantize_int4_groups(const Tensor& codes, const Tensor& scales, int64_t group, Tensor& w) {
+  on(codes.device(), cpu::dequantize_int4_groups)(codes, scales, group, w);
+}
+void pack_int4_row_pairs(const Tensor& codes, Tensor& packed) { on(codes.device(), cpu::pack_int4_row_pairs)(codes, packed); }
+void unpack_int4_row_pairs(const Tensor& packed, Tensor& codes) { on(packed.device(), cpu::unpack_int4_row_pairs)(packed, codes); }
+void pack_int4_words(const Tensor& codes, Tensor& words) { on(codes.device(), cpu::pack_int4_words)(codes, words); }
+void unpack_int4_words(const Tensor& words, Tensor& codes) { on(words.device(), cpu::unpack_int4_words)(words, codes); }
+void quantize_mxfp8(const Tensor& w, Tensor& codes, Tensor& scales) { on(w.device(), cpu::quantize_mxfp8)(w, codes, scales); }
+void quantize_mxfp4(const Tensor& w, Tensor& packed, Tensor& scales) { on(w.device(), cpu::quantize_mxfp4)(w, packed, scales); }
+void dequantize_mxfp8(const Tensor& codes, const Tensor& scales, Tensor& w) { on(codes.device(), cpu::dequantize_mxfp8)(codes, scales, w); }
+void dequantize_mxfp4(const Tensor& packed, const Tensor& scales, Tensor& w) {
+  on(packed.device(), cpu::dequantize_mxfp4)(packed, scales, w);
+}
+void fake_quantize_mxfp8(Tensor& x) { on(x.device(), cpu::fake_quantize_mxfp8)(x); }
+void fake_quantize_mxfp4(Tensor& x) { on(x.device(), cpu::fake_quantize_mxfp4)(x); }
 void token_losses(const Tensor& logits, const Tensor& labels, std::vector<double>& losses) {
   on(logits.device(), cpu::token_losses)(logits, labels, losses);
 }

@@ -132,6 +132,16 @@ struct Amax {
 /// max |x| of a tensor of bf16 | f16 | f32 (rank 1 counts as one row).
 Amax amax(const Tensor& x);
 
+/// The block of a matrix that shares one scale. Blocks at the right and lower edge may be partial.
+struct ScaleBlock {
+  int64_t rows = 128, columns = 128;
+};
+/// max |x| of every block, exact; NaN for a block with a NaN, else Inf for one with an Inf.
+///   x [R, C] bf16|f16|f32; amaxes [⌈R/rows⌉, ⌈C/columns⌉] f32, overwritten. {1, G} makes those of groups of G columns
+void block_amax(const Tensor& x, const ScaleBlock& block, Tensor& amaxes);
+/// The same for every row. amaxes [R] or [R, 1] f32, overwritten.
+void row_amax(const Tensor& x, Tensor& amaxes);
+
 // ---- quantizers (number formats: kernels/format) ------------------------------------------------------------------------------------
 
 /// Precision of w / scale before it is rounded to E4M3: exact f32, or first rounded to bf16 as PyTorch does with bf16 weights.
@@ -142,6 +152,12 @@ void quantize_fp8(const Tensor& w, float scale, Fp8Quotient quotient, Tensor& co
 /// code = e2m1(w / (s·scale_2)), even column in the low nibble. C % 16 == 0.
 ///   w [O, C] bf16|f16|f32; packed [O, C/2] u8; block_scales [O, C/16] one-byte E4M3 codes; both overwritten
 void quantize_nvfp4(const Tensor& w, float scale_2, Tensor& packed, Tensor& block_scales);
+/// Block scales of amaxes that a search chose: e4m3(clamp((amax_b/6)·scale_max/(global_amax/6), 2⁻⁹, 448)), in f32; a zero amax_b/6 counts
+/// as 1. They go with scale_2 = global_amax/(6·scale_max); scale_max is 448, or 256 where a block's largest element may become 4, not 6.
+///   block_amaxes [O, C/16] f32; block_scales [O, C/16] one-byte, overwritten
+void nvfp4_static_scales(const Tensor& block_amaxes, float global_amax, float scale_max, Tensor& block_scales);
+/// The codes of quantize_nvfp4 under these block scales.
+void quantize_nvfp4_static(const Tensor& w, const Tensor& block_scales, float scale_2, Tensor& packed);
 /// w = e4m3(code)·scale. codes [O, C] one-byte; w [O, C] f32, overwritten.
 void dequantize_fp8(const Tensor& codes, float scale, Tensor& w);
 /// w = e2m1(code)·e4m3(block scale)·scale_2, the product of the two scales first. Shapes as quantize_nvfp4; w [O, C] f32, overwritten.
@@ -150,6 +166,57 @@ void dequantize_nvfp4(const Tensor& packed, const Tensor& block_scales, float sc
 void fake_quantize_fp8(Tensor& x, float scale);
 /// The same for NVFP4 with second-level scale `scale_2` (the checkpoint's input_scale), block scales made on the fly.
 void fake_quantize_nvfp4(Tensor& x, float scale_2);
+
+/// Scales of amaxes (f32, any shape), in place: amax/format_max, f32; 1 for amax 0, so that zeros have code 0. An amax below the least
+/// normal f32 counts as that: no scale is 0. Throws a bug for an amax that is not finite.
+void amaxes_to_scales(Tensor& amaxes, float format_max);
+
+// The formats below store w / scale: an f32 quotient, rounded once, nearest, ties to even, and saturated. w [O, C] is bf16|f16|f32;
+// w of a dequantizer is f32 and overwritten, code·scale rounded once. Scales are f32 and positive, else a bug is thrown.
+
+/// FP8 per channel: codes [O, C] one-byte, overwritten; scales [O] or [O, 1].
+void quantize_fp8_rows(const Tensor& w, const Tensor& scales, Tensor& codes);
+void dequantize_fp8_rows(const Tensor& codes, const Tensor& scales, Tensor& w);
+/// FP8 per block: codes [O, C] one-byte, overwritten; scales [⌈O/rows⌉, ⌈C/columns⌉] in row-major order, of any rank.
+void quantize_fp8_blocks(const Tensor& w, const Tensor& scales, const ScaleBlock& block, Tensor& codes);
+void dequantize_fp8_blocks(const Tensor& codes, const Tensor& scales, const ScaleBlock& block, Tensor& w);
+/// What a server does to activations that bring no scale, in place on x [T, C] f32: every group of `group` channels of a token (C: the
+/// whole token; the last one may be short) gets the scale of its own amax/448.
+void fake_quantize_fp8_groups(Tensor& x, int64_t group);
+
+/// INT8 per channel: codes [O, C] one-byte, two's complement, overwritten; scales [O] or [O, 1], amax/127.
+void quantize_int8_rows(const Tensor& w, const Tensor& scales, Tensor& codes);
+void dequantize_int8_rows(const Tensor& codes, const Tensor& scales, Tensor& w);
+/// Activations with one static scale, in place on x f32 of any shape: x = int8(x/scale)·scale.
+void fake_quantize_int8(Tensor& x, float scale);
+/// Activations that bring no scale: as fake_quantize_fp8_groups with amax/127.
+void fake_quantize_int8_groups(Tensor& x, int64_t group);
+
+/// INT4 in groups of `group` inputs, which must divide C: codes [O, C] one-byte, -8 ... 7, overwritten; scales [O, C/group], amax/7.
+void quantize_int4_groups(const Tensor& w, const Tensor& scales, int64_t group, Tensor& codes);
+void dequantize_int4_groups(const Tensor& codes, const Tensor& scales, int64_t group, Tensor& w);
+/// Two output rows to a byte, the even row in the low nibble, two's complement: codes [O, C] -> packed [O/2, C] u8, overwritten. O is even.
+void pack_int4_row_pairs(const Tensor& codes, Tensor& packed);
+/// And back: codes [O, C] one-byte, overwritten.
+void unpack_int4_row_pairs(const Tensor& packed, Tensor& codes);
+/// Eight inputs to a word, input i of them in bits 4i as code + 8: codes [O, C] -> words [O, ⌈C/8⌉] i32, overwritten; 0 beyond column C.
+void pack_int4_words(const Tensor& codes, Tensor& words);
+/// And back: codes [O, C] one-byte, overwritten.
+void unpack_int4_words(const Tensor& words, Tensor& codes);
+
+/// MXFP8 along C in blocks of 32: scale = the least power of two that is at least amax_b/448 (f32), as an E8M0 code, 0 for a block of
+/// zeros; code = e4m3(w / scale). C % 32 == 0. A NaN makes its block's scale NaN.
+///   w [O, C] bf16|f16|f32; codes [O, C] one-byte; scales [O, C/32] one-byte; both overwritten
+void quantize_mxfp8(const Tensor& w, Tensor& codes, Tensor& scales);
+/// MXFP4, the same with amax_b/6 and E2M1 codes, of which ties go toward zero and zeros are code 8, as the format's exporters have it.
+///   packed [O, C/2] u8, even column in the low nibble; scales [O, C/32] one-byte; both overwritten
+void quantize_mxfp4(const Tensor& w, Tensor& packed, Tensor& scales);
+/// w = code·scale. w [O, C] f32, overwritten.
+void dequantize_mxfp8(const Tensor& codes, const Tensor& scales, Tensor& w);
+void dequantize_mxfp4(const Tensor& packed, const Tensor& scales, Tensor& w);
+/// What a server does to activations, in place on x [T, C] f32, C % 32 == 0. MXFP4's ties go to even here: that is what processors do.
+void fake_quantize_mxfp8(Tensor& x);
+void fake_quantize_mxfp4(Tensor& x);
 
 // ---- losses -------------------------------------------------------------------------------------------------------------------------
 

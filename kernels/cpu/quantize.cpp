@@ -1,6 +1,10 @@
+#include <algorithm>
+
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/row_kernels.h"
+#include "kernels/format/e2m1.h"
+#include "kernels/format/e4m3.h"
 
 namespace ptq::kernels::cpu {
 
@@ -34,6 +38,30 @@ void quantize_nvfp4(const Tensor& w, float scale_2, Tensor& packed, Tensor& bloc
   auto *const to = packed.data<uint8_t>(), *const scales = block_scales.data<uint8_t>();
   parallel_ranges(w.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
     row_kernels().quantize_nvfp4(w.raw() + begin * width, source, end - begin, scale_2, to + begin / 2, scales + begin / kBlock);
+  });
+}
+
+void nvfp4_static_scales(const Tensor& block_amaxes, float global_amax, float scale_max, Tensor& block_scales) {
+  require(block_scales.numel() == block_amaxes.numel() && global_amax > 0,
+          "nvfp4_static_scales: shapes differ, or the amax is not positive");
+  const auto* const from = block_amaxes.data<float>();
+  auto* const to = block_scales.data<uint8_t>();
+  parallel_ranges(block_amaxes.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float sixth = from[i] / E2M1::kMax, scale = (sixth == 0 ? 1.0f : sixth) * scale_max / (global_amax / E2M1::kMax);
+      to[i] = E4M3::encode(std::clamp(scale, 0x1p-9f, E4M3::kMax));
+    }
+  });
+}
+
+void quantize_nvfp4_static(const Tensor& w, const Tensor& block_scales, float scale_2, Tensor& packed) {
+  require_blocks(w, packed, block_scales);
+  require(scale_2 > 0, "quantize_nvfp4_static: scale_2 is not positive");
+  const Source source = source_of(w.dtype());
+  const int64_t width = dtype_bytes(w.dtype());
+  auto *const to = packed.data<uint8_t>(), *const scales = block_scales.data<uint8_t>();
+  parallel_ranges(w.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
+    row_kernels().quantize_nvfp4_static(w.raw() + begin * width, source, end - begin, scales + begin / kBlock, scale_2, to + begin / 2);
   });
 }
 

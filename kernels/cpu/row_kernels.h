@@ -57,10 +57,39 @@ struct RowKernels {
 
   void (*quantize_fp8)(const void* w, Source source, int64_t count, float scale, bool bf16_quotient, uint8_t* codes);
   void (*quantize_nvfp4)(const void* w, Source source, int64_t count, float scale_2, uint8_t* packed, uint8_t* block_scales);
+  void (*quantize_nvfp4_static)(const void* w, Source source, int64_t count, const uint8_t* block_scales, float scale_2, uint8_t* packed);
   void (*dequantize_fp8)(const uint8_t* codes, int64_t count, float scale, float* w);
   void (*dequantize_nvfp4)(const uint8_t* packed, const uint8_t* block_scales, int64_t count, float scale_2, float* w);
   void (*fake_quantize_fp8)(float* x, int64_t count, float scale);
   void (*fake_quantize_nvfp4)(float* x, int64_t count, float scale_2);
+
+  /// amaxes[g] = max(amaxes[g], the largest magnitude of group g of the row): of NaN if it holds one, else Inf if it does.
+  void (*max_magnitudes)(const void* x, Source source, int64_t count, int64_t group, float* amaxes);
+  /// One row with a scale for each group of columns; the last group may be short.
+  void (*quantize_fp8_groups)(const void* w, Source source, int64_t count, int64_t group, const float* scales, uint8_t* codes);
+  void (*quantize_int8_groups)(const void* w, Source source, int64_t count, int64_t group, const float* scales, int8_t* codes);
+  void (*quantize_int4_groups)(const void* w, Source source, int64_t count, int64_t group, const float* scales, int8_t* codes);
+  void (*dequantize_fp8_groups)(const uint8_t* codes, int64_t count, int64_t group, const float* scales, float* w);
+  void (*dequantize_int_groups)(const int8_t* codes, int64_t count, int64_t group, const float* scales, float* w);
+  /// Scales are made from each group's own amax.
+  void (*fake_quantize_fp8_groups)(float* x, int64_t count, int64_t group);
+  void (*fake_quantize_int8_groups)(float* x, int64_t count, int64_t group);
+  void (*fake_quantize_int8)(float* x, int64_t count, float scale);
+
+  /// Two rows to one, and back; `count` is the columns.
+  void (*pack_int4_pair)(const int8_t* even, const int8_t* odd, int64_t count, uint8_t* packed);
+  void (*unpack_int4_pair)(const uint8_t* packed, int64_t count, int8_t* even, int8_t* odd);
+  /// One row of codes to words of eight, and back.
+  void (*pack_int4_words)(const int8_t* codes, int64_t count, int32_t* words);
+  void (*unpack_int4_words)(const int32_t* words, int64_t count, int8_t* codes);
+
+  /// Whole blocks of 32.
+  void (*quantize_mxfp8)(const void* w, Source source, int64_t count, uint8_t* codes, uint8_t* scales);
+  void (*quantize_mxfp4)(const void* w, Source source, int64_t count, uint8_t* packed, uint8_t* scales);
+  void (*dequantize_mxfp8)(const uint8_t* codes, const uint8_t* scales, int64_t count, float* w);
+  void (*dequantize_mxfp4)(const uint8_t* packed, const uint8_t* scales, int64_t count, float* w);
+  void (*fake_quantize_mxfp8)(float* x, int64_t count);
+  void (*fake_quantize_mxfp4)(float* x, int64_t count);
 
   /// bf16(e4m3(m)·scale) of the magnitudes m = 0 .. 127, kFp8TableBytes laid out as look_up_fp8 of the same instruction set likes them.
   void (*make_fp8_table)(float scale, uint8_t* table);

@@ -1,7 +1,9 @@
 #pragma once
 // Quantizers of one row. Private to each rows_*.cpp, as lanes.h.
 
+#include "kernels/cpu/block_amax.h"
 #include "kernels/cpu/e2m1_lanes.h"
+#include "kernels/cpu/e4m3_lanes.h"
 #include "kernels/cpu/rows_convert.h"
 #include "kernels/format/e4m3.h"
 
@@ -11,23 +13,6 @@ namespace {
 constexpr int kBlock = 16;  // columns that share an NVFP4 block scale
 constexpr int kGroup = 64;  // blocks whose scales are made together
 
-/// max |x| of each block; values [blocks][kBlock]. Integer comparisons order magnitudes as floats do.
-PTQ_INLINE void block_amaxes(const float* values, int blocks, float* amaxes) {
-  for (int block = 0; block < blocks; ++block) {
-#if defined(__AVX512F__)
-    const __m512i bits = _mm512_loadu_si512(values + block * kBlock);
-    amaxes[block] = __builtin_bit_cast(float, _mm512_reduce_max_epu32(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff))));
-#else
-    uint32_t largest = 0;
-    for (int i = 0; i < kBlock; ++i) {
-      const uint32_t magnitude = __builtin_bit_cast(uint32_t, values[block * kBlock + i]) & 0x7fffffffu;
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    amaxes[block] = __builtin_bit_cast(float, largest);
-#endif
-  }
-}
-
 /// The scales of up to kGroup blocks: their codes, and what values are divided by.
 struct GroupScales {
   uint8_t codes[kGroup];
@@ -36,7 +21,7 @@ struct GroupScales {
   PTQ_INLINE void make(const float* values, int blocks, float scale_2) {
     const float six_scale_2 = 6.0f * scale_2;
     float amaxes[kGroup];
-    block_amaxes(values, blocks, amaxes);
+    amaxes_of_blocks<kBlock>(values, blocks, amaxes);
     for (int block = 0; block < blocks; ++block) {
       const float r = amaxes[block] / six_scale_2;
       const float positive = r == 0.0f ? 1.0f : r;  // a block of zeros, or an underflow
@@ -58,11 +43,13 @@ void quantize_fp8(const void* w, Source source, int64_t count, float scale, bool
         codes[i] = E4M3::encode(__builtin_bit_cast(float, quotient));
       }
     else
-      for (int64_t i = 0; i < count; ++i) codes[i] = E4M3::encode(reader[i] / scale);
+      encode_e4m3(reader, count, codes, [scale](auto x) { return x / scale; });
   });
 }
 
-void quantize_nvfp4(const void* w, Source source, int64_t count, float scale_2, uint8_t* packed, uint8_t* block_scales) {
+/// Codes of whole blocks; make_scales(scales, values, first block, blocks) gives the scales of up to kGroup of them.
+template <class MakeScales>
+PTQ_INLINE void quantize_nvfp4_blocks(const void* w, Source source, int64_t count, uint8_t* packed, MakeScales make_scales) {
   read_as(w, source, [&](auto reader) {
     const int64_t blocks = count / kBlock;
     for (int64_t first = 0; first < blocks; first += kGroup) {
@@ -70,12 +57,26 @@ void quantize_nvfp4(const void* w, Source source, int64_t count, float scale_2, 
       float values[kGroup * kBlock];
       for (int i = 0; i < group * kBlock; ++i) values[i] = reader[first * kBlock + i];
       GroupScales scales;
-      scales.make(values, group, scale_2);
+      make_scales(scales, values, first, group);
       for (int block = 0; block < group; ++block) {
-        block_scales[first + block] = scales.codes[block];
+        // The next group is read in one go: asked for here, it is under way while this one is computed.
+        __builtin_prefetch(reader.values + (first + block) * kBlock + (first + kGroup < blocks ? kGroup * kBlock : 0));
         pack_block(encode_block(values + block * kBlock, scales.scales[block]), packed + (first + block) * (kBlock / 2));
       }
     }
+  });
+}
+
+void quantize_nvfp4(const void* w, Source source, int64_t count, float scale_2, uint8_t* packed, uint8_t* block_scales) {
+  quantize_nvfp4_blocks(w, source, count, packed, [&](GroupScales& scales, const float* values, int64_t first, int blocks) {
+    scales.make(values, blocks, scale_2);
+    for (int block = 0; block < blocks; ++block) block_scales[first + block] = scales.codes[block];
+  });
+}
+
+void quantize_nvfp4_static(const void* w, Source source, int64_t count, const uint8_t* block_scales, float scale_2, uint8_t* packed) {
+  quantize_nvfp4_blocks(w, source, count, packed, [&](GroupScales& scales, const float*, int64_t first, int blocks) {
+    scales.decode(block_scales + first, blocks, scale_2);
   });
 }
 

@@ -1,7 +1,9 @@
 #pragma once
 // All row kernels as the plain loops of this file's instruction set make them. Private to each rows_*.cpp, as lanes.h.
 
+#include "kernels/cpu/rows_groups.h"
 #include "kernels/cpu/rows_loss.h"
+#include "kernels/cpu/rows_mx.h"
 #include "kernels/cpu/rows_native.h"
 #include "kernels/cpu/rows_norm.h"
 #include "kernels/cpu/rows_quantize.h"
@@ -28,10 +30,30 @@ constexpr RowKernels kPlainRows = {
     .max_magnitude = max_magnitude,
     .quantize_fp8 = quantize_fp8,
     .quantize_nvfp4 = quantize_nvfp4,
+    .quantize_nvfp4_static = quantize_nvfp4_static,
     .dequantize_fp8 = dequantize_fp8,
     .dequantize_nvfp4 = dequantize_nvfp4,
     .fake_quantize_fp8 = fake_quantize_fp8,
     .fake_quantize_nvfp4 = fake_quantize_nvfp4,
+    .max_magnitudes = max_magnitudes,
+    .quantize_fp8_groups = quantize_fp8_groups,
+    .quantize_int8_groups = quantize_int8_groups,
+    .quantize_int4_groups = quantize_int4_groups,
+    .dequantize_fp8_groups = dequantize_fp8_groups,
+    .dequantize_int_groups = dequantize_int_groups,
+    .fake_quantize_fp8_groups = fake_quantize_fp8_groups,
+    .fake_quantize_int8_groups = fake_quantize_int8_groups,
+    .fake_quantize_int8 = fake_quantize_int8,
+    .pack_int4_pair = pack_int4_pair,
+    .unpack_int4_pair = unpack_int4_pair,
+    .pack_int4_words = pack_int4_words,
+    .unpack_int4_words = unpack_int4_words,
+    .quantize_mxfp8 = quantize_mxfp8,
+    .quantize_mxfp4 = quantize_mxfp4,
+    .dequantize_mxfp8 = dequantize_mxfp8,
+    .dequantize_mxfp4 = dequantize_mxfp4,
+    .fake_quantize_mxfp8 = fake_quantize_mxfp8,
+    .fake_quantize_mxfp4 = fake_quantize_mxfp4,
     .make_fp8_table = make_fp8_table,
     .look_up_fp8 = look_up_fp8,
     .decode_mxfp4 = decode_mxfp4,

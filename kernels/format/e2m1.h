@@ -1,5 +1,5 @@
 #pragma once
-// The data sheet of FP4 E2M1 with the rounding of NVFP4. No scales and no packing: those belong to the quantizers.
+// The data sheet of FP4 E2M1 with the roundings of NVFP4 and of MXFP4 weights. No scales and no packing: those belong to the quantizers.
 
 #include <cstdint>
 #include <string_view>
@@ -19,6 +19,12 @@ struct E2M1 {
     const float a = x < 0 ? -x : x;  // at a tie, > keeps the lower code and >= takes the upper: always the even one
     const int code = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
     return static_cast<uint8_t>(code | (x < 0 ? 0b1000 : 0));
+  }
+  /// As exporters write MXFP4 weights: nearest code, ties toward zero; both zeros, and a negative that rounds to zero, have code 8.
+  PTQ_HD static constexpr uint8_t encode_ties_to_zero(float x) {
+    const float a = x < 0 ? -x : x;
+    const int code = (a > 0.25f) + (a > 0.75f) + (a > 1.25f) + (a > 1.75f) + (a > 2.5f) + (a > 3.5f) + (a > 5.0f);
+    return static_cast<uint8_t>(code | (x <= 0 ? 0b1000 : 0));
   }
   /// The low four bits of `code`. Code 8 is -0.
   PTQ_HD static constexpr float decode(uint8_t code) {

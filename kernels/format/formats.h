@@ -5,8 +5,11 @@
 
 #include "kernels/format/e2m1.h"
 #include "kernels/format/e4m3.h"
+#include "kernels/format/e8m0.h"
+#include "kernels/format/int4.h"
+#include "kernels/format/int8.h"
 
-#define PTQ_FORMATS(X) X(E4M3) X(E2M1)
+#define PTQ_FORMATS(X) X(E4M3) X(E2M1) X(E8M0) X(INT8) X(INT4)
 
 namespace ptq::kernels {
 

@@ -23,7 +23,40 @@ void report(const char* name, int64_t bytes, const std::function<void()>& body) 
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     if (run > 0) best = std::min(best, took.count());
   }
-  fmt::print("{:24} {:6.1f} GB/s   {:6.2f} ms\n", name, 1e-9 * static_cast<double>(bytes) / best, 1e3 * best);
+  fmt::print("{:26} {:6.1f} GB/s   {:6.2f} ms\n", name, 1e-9 * static_cast<double>(bytes) / best, 1e3 * best);
+}
+
+/// w bf16 and x f32, both [rows, columns]; codes [rows, columns] and packed [rows, columns/2] take what comes out.
+void bench_formats(const Tensor& w, Tensor& x, Tensor& codes, Tensor& packed) {
+  const int64_t rows = w.dim(0), columns = w.dim(1), count = rows * columns;
+  const kernels::ScaleBlock block, group{.rows = 1, .columns = 128};
+  Tensor row_scales = Tensor::empty({rows}, DType::kF32), block_scales = Tensor::empty({rows / 128, columns / 128}, DType::kF32);
+  Tensor group_scales = Tensor::empty({rows, columns / 128}, DType::kF32), words = Tensor::empty({rows, columns / 8}, DType::kI32);
+  Tensor exponents = Tensor::empty({rows, columns / 32}, DType::kU8);
+  report("row_amax bf16", 2 * count, [&] { kernels::row_amax(w, row_scales); });
+  report("block_amax bf16", 2 * count, [&] { kernels::block_amax(w, block, block_scales); });
+  report("group amax bf16", 2 * count, [&] { kernels::block_amax(w, group, group_scales); });
+  for (Tensor* scales : {&row_scales, &block_scales, &group_scales}) kernels::amaxes_to_scales(*scales, 448.0f);
+  report("quantize_fp8_rows bf16", 3 * count, [&] { kernels::quantize_fp8_rows(w, row_scales, codes); });
+  report("quantize_fp8_blocks bf16", 3 * count, [&] { kernels::quantize_fp8_blocks(w, block_scales, block, codes); });
+  report("dequantize_fp8_blocks", 5 * count, [&] { kernels::dequantize_fp8_blocks(codes, block_scales, block, x); });
+  report("fake_quantize_fp8 tokens", 8 * count, [&] { kernels::fake_quantize_fp8_groups(x, columns); });
+  report("fake_quantize_fp8 128s", 8 * count, [&] { kernels::fake_quantize_fp8_groups(x, 128); });
+  report("quantize_int8_rows bf16", 3 * count, [&] { kernels::quantize_int8_rows(w, row_scales, codes); });
+  report("dequantize_int8_rows", 5 * count, [&] { kernels::dequantize_int8_rows(codes, row_scales, x); });
+  report("fake_quantize_int8", 8 * count, [&] { kernels::fake_quantize_int8(x, 1.0f / 127); });
+  report("quantize_int4_groups bf16", 3 * count, [&] { kernels::quantize_int4_groups(w, group_scales, 128, codes); });
+  report("pack_int4_row_pairs", count + count / 2, [&] { kernels::pack_int4_row_pairs(codes, packed); });
+  report("pack_int4_words", count + count / 2, [&] { kernels::pack_int4_words(codes, words); });
+  report("unpack_int4_row_pairs", count + count / 2, [&] { kernels::unpack_int4_row_pairs(packed, codes); });
+  report("unpack_int4_words", count + count / 2, [&] { kernels::unpack_int4_words(words, codes); });
+  report("dequantize_int4_groups", 5 * count, [&] { kernels::dequantize_int4_groups(codes, group_scales, 128, x); });
+  report("quantize_mxfp8 bf16", 3 * count + count / 32, [&] { kernels::quantize_mxfp8(w, codes, exponents); });
+  report("dequantize_mxfp8", 5 * count + count / 32, [&] { kernels::dequantize_mxfp8(codes, exponents, x); });
+  report("fake_quantize_mxfp8", 8 * count, [&] { kernels::fake_quantize_mxfp8(x); });
+  report("quantize_mxfp4 bf16", 2 * count + count / 2 + count / 32, [&] { kernels::quantize_mxfp4(w, packed, exponents); });
+  report("dequantize_mxfp4", 4 * count + count / 2 + count / 32, [&] { kernels::dequantize_mxfp4(packed, exponents, x); });
+  report("fake_quantize_mxfp4", 8 * count, [&] { kernels::fake_quantize_mxfp4(x); });
 }
 
 void bench() {
@@ -54,6 +87,7 @@ void bench() {
   report("dequantize_nvfp4", 4 * count + count / 2 + count / 16, [&] { kernels::dequantize_nvfp4(packed, scales, 1.0f / 2688, x); });
   report("fake_quantize_nvfp4", 8 * count, [&] { kernels::fake_quantize_nvfp4(x, 1.0f / 2688); });
   report("fake_quantize_fp8", 8 * count, [&] { kernels::fake_quantize_fp8(x, 1.0f / 448); });
+  bench_formats(w, x, codes, packed);
   report("rms_norm f32 -> bf16", 6 * count, [&] { kernels::rms_norm(x, norm, 1e-5f, copy); });
   report("silu_mul f32 -> bf16", 10 * count, [&] { kernels::silu_mul(x, x, copy); });
   Tensor labels = Tensor::zeros({rows}, DType::kI32);

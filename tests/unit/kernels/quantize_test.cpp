@@ -1,10 +1,13 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/format/formats.h"
 #include "kernels/ops.h"
+#include "tests/support/reference_formats.h"
 #include "tests/support/reference_ops.h"
 #include "tests/unit/kernels/golden.h"
 #include "tests/unit/kernels/isa_guard.h"
@@ -12,12 +15,7 @@
 namespace ptq::kernels {
 namespace {
 
-using test::random_tensor, test::same_bits, test::values_of;
-
-std::vector<uint8_t> bytes(const Tensor& tensor) {
-  const auto* from = tensor.data<uint8_t>();
-  return {from, from + tensor.numel()};
-}
+using test::awkward_weights, test::random_tensor, test::raw_bytes, test::same_bits, test::values_of;
 
 /// What the rule of ops.h gives, straight from the data sheets.
 void nvfp4_reference(const Tensor& w, float scale_2, std::vector<uint8_t>& packed, std::vector<uint8_t>& scales) {
@@ -36,21 +34,6 @@ void nvfp4_reference(const Tensor& w, float scale_2, std::vector<uint8_t>& packe
   }
 }
 
-/// Normal weights with the awkward ones sprinkled in: zeros of both signs, a block of zeros, subnormals, huge values, exact ties.
-Tensor awkward_weights(DType dtype, int64_t rows, int64_t columns) {
-  std::vector<float> values = values_of(random_tensor({rows, columns}, DType::kF32, 21, 0.02f));
-  for (size_t i = 0; i < values.size(); ++i) {
-    const size_t block = i / 16;
-    if (block % 11 == 1) values[i] = i % 3 ? 0.0f : -0.0f;
-    if (block % 11 == 2) values[i] *= 1e-38f;
-    if (block % 11 == 3) values[i] *= 1e-4f;
-    if (block % 11 == 4) values[i] = static_cast<float>(static_cast<int>(i % 25) - 12) * 0.125f;  // ties once the scale is 0.5, 1, ...
-    if (block % 11 == 5) values[i] *= 1e3f;
-    if (i % 37 == 0) values[i] = -0.0f;
-  }
-  return test::tensor_of(values, {rows, columns}, dtype);
-}
-
 TEST(QuantizeFp8, GivesTheGoldenCodesWithBothQuotients) {
   int checked = 0;
   const auto vectors = test::golden("fp8.json");
@@ -61,10 +44,10 @@ TEST(QuantizeFp8, GivesTheGoldenCodesWithBothQuotients) {
       const test::IsaGuard guard(isa);
       Tensor codes = Tensor::empty(w.shape(), DType::kF8E4M3);
       quantize_fp8(w, test::f32_of(c["scale_f32"]), Fp8Quotient::kExact, codes);
-      EXPECT_EQ(bytes(codes), test::bytes_of(c["codes_fp32_division"])) << c["name"];
+      EXPECT_EQ(raw_bytes(codes), test::bytes_of(c["codes_fp32_division"])) << c["name"];
       if (w.dtype() != DType::kBF16) continue;  // PyTorch rounds the quotient only of bf16 weights
       quantize_fp8(w, test::f32_of(c["scale_f32"]), Fp8Quotient::kBf16, codes);
-      EXPECT_EQ(bytes(codes), test::bytes_of(c["codes_modelopt_cpu"])) << c["name"];
+      EXPECT_EQ(raw_bytes(codes), test::bytes_of(c["codes_modelopt_cpu"])) << c["name"];
       ++checked;
     }
   }
@@ -85,9 +68,45 @@ TEST(QuantizeFp8, EveryInstructionSetAgreesWithTheDataSheet) {
       const test::IsaGuard guard(isa);
       Tensor codes = Tensor::empty(w.shape(), DType::kU8);
       quantize_fp8(w, scale, Fp8Quotient::kExact, codes);
-      EXPECT_EQ(bytes(codes), exact) << static_cast<int>(isa);
+      EXPECT_EQ(raw_bytes(codes), exact) << static_cast<int>(isa);
       quantize_fp8(w, scale, Fp8Quotient::kBf16, codes);
-      EXPECT_EQ(bytes(codes), rounded) << static_cast<int>(isa);
+      EXPECT_EQ(raw_bytes(codes), rounded) << static_cast<int>(isa);
+    }
+  }
+}
+
+/// Every bf16, and the two floats beside it: all ties of the small formats, and what is closest to them.
+Tensor every_bf16_and_its_neighbours() {
+  std::vector<float> values;
+  for (uint32_t upper = 0; upper < 0x10000; ++upper)
+    for (const uint32_t bits : {(upper << 16) - 1, upper << 16, (upper << 16) + 1}) values.push_back(std::bit_cast<float>(bits));
+  return test::tensor_of(values, {3, 0x10000});
+}
+
+TEST(QuantizeFp8, EveryInstructionSetEncodesAsTheDataSheetWhateverItIsGiven) {
+  const Tensor w = every_bf16_and_its_neighbours();
+  std::vector<uint8_t> expected;
+  for (const float value : values_of(w)) expected.push_back(E4M3::encode(value));
+  for (const cpu::Isa isa : test::available_isas()) {
+    const test::IsaGuard guard(isa);
+    Tensor codes = Tensor::empty(w.shape(), DType::kU8);
+    quantize_fp8(w, 1.0f, Fp8Quotient::kExact, codes);
+    EXPECT_EQ(raw_bytes(codes), expected) << static_cast<int>(isa);
+  }
+}
+
+TEST(QuantizeNvfp4, EveryInstructionSetEncodesAsTheDataSheetWhateverItIsGiven) {
+  const Tensor w = every_bf16_and_its_neighbours(), ones = Tensor::empty({3, 0x1000}, DType::kU8);
+  std::fill_n(ones.data<uint8_t>(), ones.numel(), E4M3::encode(1.0f));
+  const std::vector<float> values = values_of(w);
+  for (const cpu::Isa isa : test::available_isas()) {
+    const test::IsaGuard guard(isa);
+    Tensor packed = Tensor::empty({3, 0x8000}, DType::kU8);
+    quantize_nvfp4_static(w, ones, 1.0f, packed);
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (std::isnan(values[i])) continue;
+      const int code = packed.data<uint8_t>()[i / 2] >> (i % 2 ? 4 : 0) & 15;
+      ASSERT_EQ(code, E2M1::encode(values[i])) << values[i] << " " << static_cast<int>(isa);
     }
   }
 }
@@ -106,8 +125,8 @@ TEST(QuantizeNvfp4, GivesTheGoldenCodesScalesAndValues) {
       Tensor back = Tensor::empty(w.shape(), DType::kF32);
       quantize_nvfp4(w, scale_2, packed, scales);
       dequantize_nvfp4(packed, scales, scale_2, back);
-      EXPECT_EQ(bytes(packed), test::bytes_of(c["packed"])) << c["name"];
-      EXPECT_EQ(bytes(scales), test::bytes_of(c["weight_scale_e4m3"])) << c["name"];
+      EXPECT_EQ(raw_bytes(packed), test::bytes_of(c["packed"])) << c["name"];
+      EXPECT_EQ(raw_bytes(scales), test::bytes_of(c["weight_scale_e4m3"])) << c["name"];
       // Compared as numbers: the golden values have no -0.
       for (int64_t i = 0; i < w.numel(); ++i) EXPECT_EQ(back.data<float>()[i], test::f32_of(c["dequant_f32"][static_cast<size_t>(i)]));
       ++checked;
@@ -127,10 +146,22 @@ TEST(QuantizeNvfp4, EveryInstructionSetAgreesWithTheRule) {
           const test::IsaGuard guard(isa);
           Tensor packed = Tensor::empty({33, columns / 2}, DType::kU8), scales = Tensor::empty({33, columns / 16}, DType::kU8);
           quantize_nvfp4(w, scale_2, packed, scales);
-          EXPECT_EQ(bytes(packed), expected) << static_cast<int>(isa) << " " << scale_2;
-          EXPECT_EQ(bytes(scales), expected_scales) << static_cast<int>(isa) << " " << scale_2;
+          EXPECT_EQ(raw_bytes(packed), expected) << static_cast<int>(isa) << " " << scale_2;
+          EXPECT_EQ(raw_bytes(scales), expected_scales) << static_cast<int>(isa) << " " << scale_2;
         }
       }
+}
+
+TEST(QuantizeNvfp4, WithItsOwnScalesGivenGivesTheSameCodes) {
+  const Tensor w = awkward_weights(DType::kBF16, 33, 16 * 67);
+  for (const cpu::Isa isa : test::available_isas()) {
+    const test::IsaGuard guard(isa);
+    Tensor packed = Tensor::empty({33, 8 * 67}, DType::kU8), again = Tensor::empty({33, 8 * 67}, DType::kU8);
+    Tensor scales = Tensor::empty({33, 67}, DType::kU8);
+    quantize_nvfp4(w, 0.02f, packed, scales);
+    quantize_nvfp4_static(w, scales, 0.02f, again);
+    EXPECT_TRUE(same_bits(packed, again)) << static_cast<int>(isa);
+  }
 }
 
 TEST(QuantizeNvfp4, ReadsHalfPrecision) {
@@ -141,8 +172,8 @@ TEST(QuantizeNvfp4, ReadsHalfPrecision) {
 
   quantize_nvfp4(w, 0.001f, packed, scales);
 
-  EXPECT_EQ(bytes(packed), expected);
-  EXPECT_EQ(bytes(scales), expected_scales);
+  EXPECT_EQ(raw_bytes(packed), expected);
+  EXPECT_EQ(raw_bytes(scales), expected_scales);
 }
 
 TEST(QuantizeNvfp4, DoesNotDependOnTheThreadCount) {
