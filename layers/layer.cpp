@@ -36,6 +36,12 @@ Tensor Workspace::get(const std::string& name, Shape shape, DType dtype) {
   return buffer.as(std::move(shape), dtype);
 }
 
+int64_t Workspace::bytes() const {
+  int64_t bytes = 0;
+  for (const auto& [name, buffer] : buffers_) bytes += buffer.bytes();
+  return bytes;
+}
+
 void apply_norm(const NormSpec& norm, const std::map<std::string, Tensor>& vectors, const Tensor& x, Tensor& out) {
   const Tensor& weight = vectors.at(norm.module + ".weight");
   if (norm.kind == NormSpec::Kind::kRms)

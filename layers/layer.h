@@ -55,6 +55,8 @@ class Workspace {
  public:
   /// Memory for this use, at least as large as asked, contents undefined. A second call with the same name reuses it.
   Tensor get(const std::string& name, Shape shape, DType dtype);
+  /// Of all buffers together.
+  int64_t bytes() const;
 
  private:
   std::map<std::string, Tensor> buffers_;

@@ -121,8 +121,11 @@ ChunkVisits chunk_visits(const MoeSpec& moe, const TokenGroup& group, int64_t be
   for (int64_t t = begin; t < end; ++t) {
     for (int64_t j = t * top_k; j < (t + 1) * top_k; ++j)
       if (in_chunk(experts[j])) visits.routed[static_cast<size_t>(experts[j] - chunk.begin)].add(t, weights[j]);
+    if (forced.experts.empty()) continue;
+    // Where weights scale the expert's input: no larger than what the token's own experts read of it.
+    const float least = *std::min_element(weights + t * top_k, weights + (t + 1) * top_k);
     for (const int e : forced.of(group.positions[static_cast<size_t>(t)], experts + t * top_k, top_k))
-      if (in_chunk(e)) visits.forced[static_cast<size_t>(e - chunk.begin)].add(t, 1.0f);
+      if (in_chunk(e)) visits.forced[static_cast<size_t>(e - chunk.begin)].add(t, least);
   }
   return visits;
 }

@@ -54,8 +54,8 @@ struct ExpertContext {
 };
 
 /// The experts [chunk.begin, chunk.end) are in memory: this rank has its even_share of them over the expert group. weights(e) is asked
-/// once for each of those that some token reaches, ascending; `skip`: no weights, outputs are zero (a rank that met an error keeps in
-/// step).
+/// for each of those that some token reaches, ascending: once, or over several ranks once for every block of tokens exchanged. `skip`: no
+/// weights, outputs are zero (a rank that met an error keeps in step).
 struct ExpertChunkView {
   parallel::Range experts;
   std::function<ExpertWeights(int)> weights;
@@ -63,7 +63,7 @@ struct ExpertChunkView {
 };
 
 /// hidden[t] += weight · expert(x[t]) for every expert of the chunk that token t visits, in ascending order. Collective over the expert
-/// group, where every rank passes the same chunk and forced visits; a rank without tokens passes an empty group.
+/// group, where every rank passes the same chunk and forced visits; a rank without tokens passes a group of [0, H].
 void forward_experts(const LayerSpec& layer, const ExpertChunkView& chunk, const ForcedVisits& forced, const ExpertContext& context,
                      TokenGroup& group);
 

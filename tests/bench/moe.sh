@@ -53,7 +53,8 @@ END
         peak=$(sed -n 's/.*"peak_bytes_of_any_rank":\([0-9]*\).*/\1/p' "$log")
         sweep=$(sed -n 's/.*"phase":"sweep".*"seconds_total":\([0-9.]*\).*/\1/p' "$log")
         transferred=$(sed -n 's/.*"phase":"transferred".*"bytes_read":\([0-9]*\),"bytes_written":\([0-9]*\).*/\1 \2/p' "$log")
-        sum=$(cd "$work/output" && sha256sum ./*.safetensors ./*.json | sha256sum | cut -c1-16)
+        # The run has summed every file already; what tells of ranks and times is left out.
+        sum=$(grep -E '^ +"[^"]*\.(safetensors|json)": "[0-9a-f]{64}"' "$work/output/ptq-runner/manifest.json" | grep -v ptq-runner/ | sha256sum | cut -c1-16)
         awk -v p="$preset" -v n="$ranks" -v t="$taken" -v s="$sweep" -v peak="$peak" -v io="$transferred" -v r="$read_rate" -v w="$write_rate" -v sum="$sum" 'BEGIN {
             split(io, b, " ")
             floor = b[1] / r + b[2] / w

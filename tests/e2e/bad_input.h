@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <limits>
+#include <memory>
 
 #include "kernels/core/dtype.h"
 #include "tests/e2e/fixtures.h"
@@ -58,6 +59,18 @@ inline std::vector<CaseAtRanks> at_ranks(const std::vector<Case>& cases) {
   return all;
 }
 
+/// Those of one rank, which are fast, and the others.
+inline std::vector<CaseAtRanks> at_one_rank(const std::vector<Case>& cases) {
+  std::vector<CaseAtRanks> all = at_ranks(cases);
+  std::erase_if(all, [](const CaseAtRanks& input) { return input.ranks != 1; });
+  return all;
+}
+inline std::vector<CaseAtRanks> at_several_ranks(const std::vector<Case>& cases) {
+  std::vector<CaseAtRanks> all = at_ranks(cases);
+  std::erase_if(all, [](const CaseAtRanks& input) { return input.ranks == 1; });
+  return all;
+}
+
 inline std::string name_of(const ::testing::TestParamInfo<CaseAtRanks>& info) {
   return std::string(info.param.input.name) + "_" + std::to_string(info.param.ranks) + (info.param.ranks == 1 ? "_rank" : "_ranks");
 }
@@ -67,14 +80,8 @@ inline void set_bf16(StoredTensor& tensor, int64_t at, float value) {
   std::memcpy(tensor.bytes.data() + 2 * at, &stored, 2);
 }
 
-/// Spoils the scene, runs it and expects one message with the case's words.
-inline void expect_one_clear_message(Scene& scene, const Case& input, int ranks) {
-  input.spoil(scene);
-  if (!scene.skip.empty()) GTEST_SKIP() << scene.skip;
-  const bool output_was_there = std::filesystem::exists(scene.output);
-
-  const ProgramResult result = run_program(scene.command(), {.ranks = ranks, .timeout_seconds = 60});
-
+/// A run of the scene, which the case has spoiled: one error, with the case's words.
+inline void expect_clear_message(const Scene& scene, const Case& input, bool output_was_there, const ProgramResult& result) {
   EXPECT_FALSE(result.is_timed_out) << "it hangs";
   EXPECT_EQ(result.exit_code, input.code) << result.report();
   EXPECT_EQ(result.errors().size(), 1u) << result.report();
@@ -86,6 +93,34 @@ inline void expect_one_clear_message(Scene& scene, const Case& input, int ranks)
   EXPECT_FALSE(std::filesystem::exists(scene.output + ".work", ignored));
   if (::testing::Test::HasFailure()) return;
   ::testing::Test::RecordProperty("message", message.substr(0, message.find('\n')));
+}
+
+/// Spoils the scene and runs it.
+inline void expect_one_clear_message(Scene& scene, const Case& input, int ranks) {
+  input.spoil(scene);
+  if (!scene.skip.empty()) GTEST_SKIP() << scene.skip;
+  const bool output_was_there = std::filesystem::exists(scene.output);
+  expect_clear_message(scene, input, output_was_there, run_program(scene.command(), {.ranks = ranks}));
+}
+
+/// The same for cases at several ranks, some of them at a time: after an error mpirun only waits.
+inline void expect_clear_messages(const std::vector<CaseAtRanks>& cases, const std::function<void(const std::string&)>& make_model) {
+  constexpr size_t kAtATime = 6;
+  for (size_t begin = 0; begin < cases.size(); begin += kAtATime) {
+    const size_t end = std::min(cases.size(), begin + kAtATime);
+    std::vector<std::unique_ptr<Scene>> scenes;
+    std::vector<ProgramCall> calls;
+    for (size_t i = begin; i < end; ++i) {
+      scenes.push_back(std::make_unique<Scene>(make_model));
+      cases[i].input.spoil(*scenes.back());
+      calls.push_back({scenes.back()->command(), {.ranks = cases[i].ranks}});
+    }
+    const std::vector<ProgramResult> results = run_programs(calls, kAtATime);
+    for (size_t i = begin; i < end; ++i) {
+      SCOPED_TRACE(std::string(cases[i].input.name) + " at " + std::to_string(cases[i].ranks) + " ranks");
+      expect_clear_message(*scenes[i - begin], cases[i].input, false, results[i - begin]);
+    }
+  }
 }
 
 }  // namespace ptq::test

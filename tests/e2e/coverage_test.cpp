@@ -16,21 +16,24 @@ constexpr int64_t kTokens = 6 * 40;
 
 class Coverage : public RecipeRuns {
  protected:
-  /// Mixtral with five experts, two a token: of experts 0 and 1 each token visits one, of 2 and 3 too, and expert 4 no token ever.
-  void SetUp() override {
-    make_tiny_mixtral(folder_ / "model", {.experts = 5});
+  void SetUp() override { prepare(5, 6, 40); }
+
+  /// Mixtral with so many experts, two a token, and data for it: of experts 0 and 1 each token visits one, of 2 and 3 too, and the others
+  /// no token ever.
+  void prepare(int64_t experts, int64_t rows, int length) {
+    make_tiny_mixtral(folder_ / "model", {.experts = experts});
     edit_tensors(folder_ / "model/model.safetensors", [](StoredTensors& tensors) {
       for (const std::string layer : {"0", "1"}) {
-        StoredTensor& router = tensors.at("model.layers." + layer + ".block_sparse_moe.gate.weight");
+        std::string& router = tensors.at("model.layers." + layer + ".block_sparse_moe.gate.weight").bytes;
         const size_t row = 64 * 2;
         for (const size_t expert : {size_t{0}, size_t{2}})
           for (size_t at = 0; at < row; ++at)
-            router.bytes[(expert + 1) * row + at] = static_cast<char>(router.bytes[expert * row + at] ^ (at % 2 == 1 ? '\x80' : '\0'));
-        std::fill_n(router.bytes.begin() + 4 * static_cast<int64_t>(row), row, '\0');
+            router[(expert + 1) * row + at] = static_cast<char>(router[expert * row + at] ^ (at % 2 == 1 ? '\x80' : '\0'));
+        std::fill(router.begin() + 4 * static_cast<int64_t>(row), router.end(), '\0');
       }
     });
-    folder_.write("data.jsonl", random_documents(6, 40, 128));
-    write_recipe(folder_ / "model", folder_ / "data.jsonl", 6, 40);
+    folder_.write("data.jsonl", random_documents(rows, length, 128));
+    write_recipe(folder_ / "model", folder_ / "data.jsonl", static_cast<int>(rows), length);
   }
 
   std::string run(const std::string& name, int ranks, std::vector<std::string> words) {
@@ -173,14 +176,22 @@ TEST_F(Coverage, OfFewTokensForcesAllThereAre) {
   }
 }
 
+TEST_F(Coverage, IsForcedEvenlyWhereFewTokensAreEnough) {
+  // 4 starved experts ask for 16 visits of 256 tokens: every 16th token, two of a row. The rows must take turns.
+  prepare(8, 8, 32);
+  const std::string output = run("few", 2, {"moe.force_route=true", "moe.min_tokens_per_expert=2", "moe.unseen=fail"});
+  for (const Json& layer : moe_report(output).at("layers"))
+    for (size_t e = 4; e < 8; ++e) EXPECT_GE(counts(layer, "forced_tokens")[e], 2) << e;
+}
+
 TEST_F(Coverage, OfStackedExpertsIsForcedAsWell) {
   make_tiny_llama4(folder_ / "model", {.experts = 6});
   const std::string one = run("one", 1, {"moe.force_route=true", "moe.fail_below_coverage=1.0", "moe.min_tokens_per_expert=50"}),
                     plain = run("plain", 1, {"moe.min_tokens_per_expert=50"});
-  expect_same_output(one, run("two", 2, {"moe.force_route=true", "moe.fail_below_coverage=1.0", "moe.min_tokens_per_expert=50", "parallel.expert=2"}));
+  expect_same_output(
+      one, run("two", 2, {"moe.force_route=true", "moe.fail_below_coverage=1.0", "moe.min_tokens_per_expert=50", "parallel.expert=2"}));
   const StoredTensors without = read_tensors(plain);
-  for (const auto& [name, tensor] : read_tensors(one))
-    EXPECT_TRUE(tensor == without.at(name) || name.ends_with("_input_scale")) << name;
+  for (const auto& [name, tensor] : read_tensors(one)) EXPECT_TRUE(tensor == without.at(name) || name.ends_with("_input_scale")) << name;
 }
 
 TEST_F(Coverage, IsNotAskedForWhereNothingIsCalibrated) {

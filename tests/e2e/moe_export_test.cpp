@@ -31,9 +31,9 @@ struct Name {
 
 /// The decoder linears of a mixture, by the names their publishers gave them.
 bool is_linear(const std::string& tensor, const StoredTensor& stored, int64_t layers) {
-  static const std::set<std::string> leaves{"q_proj",   "k_proj",    "v_proj",  "o_proj",    "q_a_proj",     "q_b_proj", "kv_a_proj_with_mqa",
-                                            "kv_b_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1",       "w2",
-                                            "w3"};
+  static const std::set<std::string> leaves{
+      "q_proj",  "k_proj",    "v_proj",       "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "gate_proj",
+      "up_proj", "down_proj", "gate_up_proj", "w1",     "w2",       "w3"};
   const Name name(tensor);
   return stored.shape.size() >= 2 && name.layer >= 0 && name.layer < layers && leaves.count(name.leaf) > 0 &&
          tensor.find("vision") == std::string::npos;
@@ -71,7 +71,8 @@ StoredTensors plain_source(const std::string& model, int64_t layers) {
 }
 
 /// What the output must hold: dtype and shape of every tensor.
-std::map<std::string, std::pair<std::string, std::vector<int64_t>>> expected_layout(const StoredTensors& source, int64_t layers, bool nvfp4) {
+std::map<std::string, std::pair<std::string, std::vector<int64_t>>> expected_layout(const StoredTensors& source, int64_t layers,
+                                                                                    bool nvfp4) {
   std::map<std::string, std::pair<std::string, std::vector<int64_t>>> layout;
   for (const auto& [name, tensor] : source) {
     if (!is_linear(name, tensor, layers)) {
@@ -101,7 +102,8 @@ std::map<std::string, std::pair<std::string, std::vector<int64_t>>> expected_lay
 float e4m3(char byte) {
   const auto code = static_cast<uint8_t>(byte);
   const int exponent = code >> 3 & 15, mantissa = code & 7;
-  return exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9) : std::ldexp(1.0f + static_cast<float>(mantissa) / 8.0f, exponent - 7);
+  return exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                       : std::ldexp(1.0f + static_cast<float>(mantissa) / 8.0f, exponent - 7);
 }
 
 /// ‖decoded - weight‖ / ‖weight‖ of NVFP4 codes: [out, in/2], or of one stacked tensor [E, in/2, out].
@@ -125,7 +127,8 @@ double nvfp4_distance(const StoredTensor& weight, const StoredTensor& codes, con
 
 /// Names of both JSON files, which must be the same.
 std::vector<std::string> excluded(const std::string& output) {
-  const auto file = read_json_file(output + "/hf_quant_config.json").at("quantization").at("exclude_modules").get<std::vector<std::string>>();
+  const auto file =
+      read_json_file(output + "/hf_quant_config.json").at("quantization").at("exclude_modules").get<std::vector<std::string>>();
   EXPECT_EQ(read_json_file(output + "/config.json").at("quantization_config").at("ignore"), Json(file));
   return file;
 }
@@ -202,7 +205,8 @@ class MoeExport : public RecipeRuns {
       if (!is_linear(tensor, weight, layers_)) continue;
       const Name name(tensor);
       const std::string stem = name.module + (weight.shape.size() == 3 ? "_" : ".");
-      EXPECT_LT(nvfp4_distance(weight, stored_.at(tensor), stored_.at(stem + "weight_scale"), scalar(name, "weight_scale_2")), 0.13) << tensor;
+      EXPECT_LT(nvfp4_distance(weight, stored_.at(tensor), stored_.at(stem + "weight_scale"), scalar(name, "weight_scale_2")), 0.13)
+          << tensor;
     }
   }
   /// Servers leave alone the routers and what lies outside the decoder, and nothing else.
@@ -214,6 +218,10 @@ class MoeExport : public RecipeRuns {
       if (is_linear(name, tensor, layers_)) {
         EXPECT_FALSE(is_excluded(patterns, parts.module)) << name;
         EXPECT_FALSE(is_excluded(patterns, parts.container)) << name;
+        // vLLM looks for the pattern anywhere in the name, and knows gate and up by the name of both.
+        for (const std::string& pattern : patterns)
+          for (const std::string& known : {parts.module, parts.parent + ".gate_up_proj"})
+            EXPECT_EQ(known.find(pattern.substr(0, pattern.find('*'))), std::string::npos) << pattern;
       } else if (tensor.shape.size() == 2 && name.ends_with(".weight")) {
         EXPECT_TRUE(is_excluded(patterns, parts.module)) << name;
       }
@@ -244,6 +252,52 @@ TEST_F(MoeExport, OfQwen3MoeIsWhatServersRead) { expect_nvfp4_of("qwen3-moe"); }
 TEST_F(MoeExport, OfMixtralIsWhatServersRead) { expect_nvfp4_of("mixtral"); }
 TEST_F(MoeExport, OfDeepseekV3IsWhatServersRead) { expect_nvfp4_of("deepseek-v3"); }
 TEST_F(MoeExport, OfLlama4IsWhatServersRead) { expect_nvfp4_of("llama4"); }
+
+TEST_F(MoeExport, OfEqualExpertsHasTheInputScalesOfTheDenseModel) {
+  // A mixture of experts that are all alike is the dense model: what each token goes through does not hang on its experts.
+  make_tiny_llama(folder_ / "model", {.intermediate = 32});
+  const std::string dense = quantize_model("dense");
+  const StoredTensors llama = read_tensors(folder_ / "model");
+  std::filesystem::remove_all(folder_ / "model");
+  make_tiny_mixtral(folder_ / "model");
+  edit_tensors(folder_ / "model/model.safetensors", [&](StoredTensors& tensors) {
+    const std::map<std::string, std::string> names{{"w1", "gate_proj"}, {"w2", "down_proj"}, {"w3", "up_proj"}};
+    for (auto& [tensor, stored] : tensors) {
+      const Name name(tensor);
+      if (const auto other = llama.find(tensor); other != llama.end()) stored = other->second;
+      if (!name.container.empty())
+        stored = llama.at("model.layers." + std::to_string(name.layer) + ".mlp." + names.at(name.leaf) + ".weight");
+    }
+  });
+
+  const StoredTensors one = read_tensors(dense), mixture = read_tensors(quantize_model("mixture", {"parallel.expert=2"}, 2));
+
+  for (const std::string layer : {"model.layers.0.", "model.layers.1."})
+    for (const auto& [ours, theirs] : {std::pair{"w1", "gate_proj"}, {"w2", "down_proj"}, {"w3", "up_proj"}})
+      for (int e = 0; e < 4; ++e) {
+        const std::string expert = layer + "block_sparse_moe.experts." + std::to_string(e) + "." + ours, linear = layer + "mlp." + theirs;
+        // The sum of two halves may round otherwise than the whole, which the second layer reads.
+        const double tolerance = layer == "model.layers.0." ? 0.0 : 0.02;
+        EXPECT_NEAR(mixture.at(expert + ".input_scale").scalar() / one.at(linear + ".input_scale").scalar(), 1.0, tolerance) << expert;
+        EXPECT_TRUE(mixture.at(expert + ".weight_scale_2") == one.at(linear + ".weight_scale_2")) << expert;
+        EXPECT_TRUE(mixture.at(expert + ".weight") == one.at(linear + ".weight")) << expert;
+      }
+}
+
+TEST_F(MoeExport, OfExpertsReadsWhatTheSharedExpertReads) {
+  // Every token visits the shared expert, and all experts together see every token; Llama 4's see it times a weight below 1.
+  make_tiny_deepseek(folder_ / "model");
+  const StoredTensors deepseek = read_tensors(quantize_model("deepseek"));
+  std::filesystem::remove_all(folder_ / "model");
+  make_tiny_llama4(folder_ / "model");
+  const StoredTensors llama4 = read_tensors(quantize_model("llama4"));
+
+  EXPECT_EQ(deepseek.at("model.layers.1.mlp.experts.0.up_proj.input_scale").scalar(),
+            deepseek.at("model.layers.1.mlp.shared_experts.up_proj.input_scale").scalar());
+  const float routed = llama4.at("model.layers.1.feed_forward.experts.gate_up_proj_input_scale").scalar();
+  EXPECT_GT(routed, 0);
+  EXPECT_LT(routed, llama4.at("model.layers.1.feed_forward.shared_expert.up_proj.input_scale").scalar());
+}
 
 TEST_F(MoeExport, InFp8SharesTheScaleOfGateAndUp) {
   for (const char* model : {"mixtral", "llama4"}) {
@@ -336,7 +390,8 @@ TEST_F(MoeExport, OfAMultimodalLlama4PassesTheVisionTowerOn) {
     }
   }
   EXPECT_EQ(vision, 18);
-  for (const char* module : {"language_model.lm_head", "language_model.model.embed_tokens", "language_model.model.layers.1.feed_forward.router"})
+  for (const char* module :
+       {"language_model.lm_head", "language_model.model.embed_tokens", "language_model.model.layers.1.feed_forward.router"})
     EXPECT_TRUE(is_excluded(patterns, module)) << module;
   EXPECT_FALSE(is_excluded(patterns, "language_model.model.layers.1.feed_forward.experts.gate_up_proj"));
   expect_same_language_model(read_tensors(text), stored);

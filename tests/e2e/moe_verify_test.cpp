@@ -19,7 +19,9 @@ struct Damage {
   bool with_source = false;  ///< only seen beside the source, or by the manifest's sums
 };
 
-void edit(const std::string& folder, const std::function<void(StoredTensors&)>& change) { edit_tensors(folder + "/model.safetensors", change); }
+void edit(const std::string& folder, const std::function<void(StoredTensors&)>& change) {
+  edit_tensors(folder + "/model.safetensors", change);
+}
 
 void set_scalar(const std::string& folder, const std::string& name, float value) {
   edit(folder, [&](StoredTensors& tensors) { std::memcpy(tensors.at(name).bytes.data(), &value, 4); });
@@ -49,21 +51,26 @@ class MoeVerify : public ::testing::Test {
   }
   /// Each damage by itself, without the manifest, whose sums would tell of any.
   void expect_found(const std::vector<Damage>& damages) {
-    for (const Damage& damage : damages)
+    std::vector<ProgramCall> calls;
+    for (const Damage& damage : damages) {
+      const std::string folder = folder_ / damage.name;
+      copy_folder(output_, folder);
+      fs::remove_all(folder + "/ptq-runner");
+      damage.inflict(folder);
       for (const int ranks : {1, 2}) {
-        SCOPED_TRACE(std::string(damage.name) + ", ranks: " + std::to_string(ranks));
-        const std::string folder = folder_ / "damaged";
-        fs::remove_all(folder);
-        copy_folder(output_, folder);
-        fs::remove_all(folder + "/ptq-runner");
-        damage.inflict(folder);
-        std::vector<std::string> words{"verify", folder};
-        if (damage.with_source) words.insert(words.end(), {"--source", folder_ / "model"});
-        const ProgramResult result = run_program(words, {.ranks = ranks});
-        EXPECT_EQ(result.exit_code, 1) << result.report();
-        EXPECT_NE(result.out.find(damage.words), std::string::npos) << damage.words << "\n" << result.report();
-        EXPECT_EQ(result.errors().size(), 1u) << result.report();
+        calls.push_back({{"verify", folder}, {.ranks = ranks}});
+        if (damage.with_source) calls.back().arguments.insert(calls.back().arguments.end(), {"--source", folder_ / "model"});
       }
+    }
+    const std::vector<ProgramResult> results = run_programs(calls, 8);
+    for (size_t i = 0; i < calls.size(); ++i) {
+      const Damage& damage = damages[i / 2];
+      const ProgramResult& result = results[i];
+      SCOPED_TRACE(std::string(damage.name) + ", ranks: " + std::to_string(calls[i].options.ranks));
+      EXPECT_EQ(result.exit_code, 1) << result.report();
+      EXPECT_NE(result.out.find(damage.words), std::string::npos) << damage.words << "\n" << result.report();
+      EXPECT_EQ(result.errors().size(), 1u) << result.report();
+    }
   }
 
   TemporaryFolder folder_;
@@ -81,13 +88,12 @@ TEST_F(MoeVerify, FindsWhatIsWrongWithExpertsOneByOne) {
        },
        "share input_scale"},
       {"ScaleOfGateAlone", [](const std::string& f) { set_scalar(f, kExpert + "gate_proj.weight_scale_2", 0.5f); }, "share weight_scale_2"},
-      {"NoWeightOfAnExpert", [](const std::string& f) { edit(f, [](StoredTensors& t) { t.erase(kExpert + "up_proj.weight"); }); }, kExpert + "up_proj"},
-      {"NoScaleOfAnExpert",
-       [](const std::string& f) { edit(f, [](StoredTensors& t) { t.erase(kExpert + "down_proj.weight_scale"); }); },
+      {"NoWeightOfAnExpert", [](const std::string& f) { edit(f, [](StoredTensors& t) { t.erase(kExpert + "up_proj.weight"); }); },
+       kExpert + "up_proj"},
+      {"NoScaleOfAnExpert", [](const std::string& f) { edit(f, [](StoredTensors& t) { t.erase(kExpert + "down_proj.weight_scale"); }); },
        kExpert + "down_proj"},
       {"NoInputScaleOfAnExpert",
-       [](const std::string& f) { edit(f, [](StoredTensors& t) { t.erase(kExpert + "down_proj.input_scale"); }); },
-       kExpert + "down_proj"},
+       [](const std::string& f) { edit(f, [](StoredTensors& t) { t.erase(kExpert + "down_proj.input_scale"); }); }, kExpert + "down_proj"},
       {"NanBlockScale",
        [](const std::string& f) { edit(f, [](StoredTensors& t) { t.at(kExpert + "up_proj.weight_scale").bytes[3] = '\x7f'; }); },
        kExpert + "up_proj.weight_scale"},
@@ -97,10 +103,11 @@ TEST_F(MoeVerify, FindsWhatIsWrongWithExpertsOneByOne) {
        [](const std::string& f) { edit(f, [](StoredTensors& t) { t.at("model.layers.1.mlp.gate.weight").bytes[0] ^= 1; }); },
        "model.layers.1.mlp.gate.weight differs", true},
       {"CorrectionChanged",
-       [](const std::string& f) { edit(f, [](StoredTensors& t) { t.at("model.layers.1.mlp.gate.e_score_correction_bias").bytes[5] ^= 1; }); },
+       [](const std::string& f) {
+         edit(f, [](StoredTensors& t) { t.at("model.layers.1.mlp.gate.e_score_correction_bias").bytes[5] ^= 1; });
+       },
        "e_score_correction_bias differs", true},
-      {"PredictionLayerMissing",
-       [](const std::string& f) { edit(f, [](StoredTensors& t) { t.erase("model.layers.2.eh_proj.weight"); }); },
+      {"PredictionLayerMissing", [](const std::string& f) { edit(f, [](StoredTensors& t) { t.erase("model.layers.2.eh_proj.weight"); }); },
        "model.layers.2.eh_proj.weight is in the source but not here", true},
   });
 }
@@ -110,9 +117,12 @@ TEST_F(MoeVerify, FindsWhatIsWrongWithStackedExperts) {
   make_export();
   expect_found({
       {"NanBlockScale",
-       [](const std::string& f) { edit(f, [](StoredTensors& t) { t.at("model.layers.1.mlp.experts.down_proj_weight_scale").bytes[100] = '\x7f'; }); },
+       [](const std::string& f) {
+         edit(f, [](StoredTensors& t) { t.at("model.layers.1.mlp.experts.down_proj_weight_scale").bytes[100] = '\x7f'; });
+       },
        "model.layers.1.mlp.experts.down_proj_weight_scale"},
-      {"ZeroInputScale", [](const std::string& f) { set_scalar(f, "model.layers.0.mlp.experts.gate_up_proj_input_scale", 0); }, "gate_up_proj_input_scale"},
+      {"ZeroInputScale", [](const std::string& f) { set_scalar(f, "model.layers.0.mlp.experts.gate_up_proj_input_scale", 0); },
+       "gate_up_proj_input_scale"},
       {"NoScale",
        [](const std::string& f) { edit(f, [](StoredTensors& t) { t.erase("model.layers.0.mlp.experts.gate_up_proj_weight_scale_2"); }); },
        "gate_up_proj"},
@@ -160,7 +170,8 @@ TEST_F(MoeVerify, FixtureExportsAreEvaluatedAlikeByAllRankCounts) {
   const std::string model = shared + "/fixtures/models/deepseek-v3", text = shared + "/fixtures/text/eval.jsonl";
   folder_.write("recipe.yaml", recipe_text(model, text, output_, 4, 64));
   expect_success(run_program({folder_ / "recipe.yaml"}));
-  const std::vector<std::string> arguments{"--model", output_, "--reference", model, "--text", text, "--samples", "3", "--sequence-length", "64"};
+  const std::vector<std::string> arguments{"--model",   output_, "--reference",       model, "--text", text,
+                                           "--samples", "3",     "--sequence-length", "64"};
 
   EXPECT_EQ(evaluate(arguments), evaluate(arguments, {.ranks = 2}));
 }
@@ -176,9 +187,12 @@ TEST_F(MoeVerify, InspectSaysHowManyExpertsThereAre) {
 
   const Json source = Json::parse(before.out), exported = Json::parse(after.out);
   EXPECT_EQ(source.at("family"), "deepseek_v3");
+  EXPECT_EQ(source.at("experts"), 4);
+  EXPECT_EQ(source.at("moe_layers"), 1);
+  EXPECT_EQ(source.at("parameters"), exported.at("parameters"));
+  EXPECT_NE(source.at("quantization").get<std::string>().find("native"), std::string::npos);
   EXPECT_EQ(exported.at("quantization"), "NVFP4");
   EXPECT_EQ(exported.at("linears_by_format").at("nvfp4"), 2 * 5 + 3 + (4 + 1) * 3);
-  std::cout << before.out << after.out;
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 class NativeSource : public RecipeRuns {
  protected:
   /// The model at `model` without its quantization.
-  StoredTensors unquantized(const std::string& model, int ranks = 1, std::vector<std::string> words = {}) {
+  StoredTensors unquantized(const std::string& model, int ranks = 1, const std::vector<std::string>& words = {}) {
     write_recipe(model, "[]", 1, 1, "none");
     const std::string output = quantize("none_" + std::to_string(ranks), ranks, words);
     if (last_.exit_code != 0) return {};
@@ -28,7 +28,8 @@ class NativeSource : public RecipeRuns {
   void expect_same_model(const std::string& coded, const std::string& decoded) {
     const StoredTensors wanted = read_tensors(decoded), found = unquantized(coded, 2, {"parallel.tensor=2"});
     EXPECT_TRUE(found == wanted);
-    write_tensors(folder_ / "ids.safetensors", {{"input_ids", {"I32", {2, 3}, std::string("\1\0\0\0\5\0\0\0\11\0\0\0\6\0\0\0\3\0\0\0\7\0\0\0", 24)}}});
+    write_tensors(folder_ / "ids.safetensors",
+                  {{"input_ids", {"I32", {2, 3}, std::string("\1\0\0\0\5\0\0\0\11\0\0\0\6\0\0\0\3\0\0\0\7\0\0\0", 24)}}});
     EXPECT_TRUE(logits(coded, 1) == logits(decoded, 1));
     EXPECT_TRUE(logits(coded, 2) == logits(decoded, 1));
 
@@ -47,8 +48,9 @@ class NativeSource : public RecipeRuns {
   StoredTensors logits(const std::string& model, int ranks) {
     const std::string output = folder_ / "logits.safetensors";
     fs::remove(output);
-    expect_success(run_program(
-        {"evaluate", "--model", model, "--input-ids", folder_ / "ids.safetensors", "--logits", output, "--compute", "fp32"}, {.ranks = ranks}));
+    expect_success(
+        run_program({"evaluate", "--model", model, "--input-ids", folder_ / "ids.safetensors", "--logits", output, "--compute", "fp32"},
+                    {.ranks = ranks}));
     return read_tensors(output);
   }
 };
@@ -132,7 +134,8 @@ TEST_F(NativeSource, MayHaveItsScalesInOtherShardsThanItsWeights) {
   fs::remove(folder_ / "model/model.safetensors");
   write_tensors(folder_ / "model/model-00001-of-00002.safetensors", scales);
   write_tensors(folder_ / "model/model-00002-of-00002.safetensors", weights);
-  write_file(folder_ / "model/model.safetensors.index.json", Json{{"metadata", {{"total_size", tensor_bytes(all)}}}, {"weight_map", places}}.dump());
+  write_file(folder_ / "model/model.safetensors.index.json",
+             Json{{"metadata", {{"total_size", tensor_bytes(all)}}}, {"weight_map", places}}.dump());
 
   EXPECT_TRUE(unquantized(folder_ / "model", 2) == read_tensors(folder_ / "decoded"));
 }

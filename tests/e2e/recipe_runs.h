@@ -12,7 +12,7 @@ class RecipeRuns : public ::testing::Test {
   }
   /// Runs the recipe into the folder `name` and returns its path.
   std::string quantize(const std::string& name, int ranks, const std::vector<std::string>& words) {
-    const std::string output = folder_ / name;
+    std::string output = folder_ / name;
     std::vector<std::string> arguments{folder_ / "recipe.yaml", "output.path=" + output};
     arguments.insert(arguments.end(), words.begin(), words.end());
     last_ = run_program(arguments, {.ranks = ranks});

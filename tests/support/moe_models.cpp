@@ -110,8 +110,8 @@ void add_vision_tower(Draft& draft, int64_t hidden) {
 
 float e4m3_value(uint8_t code) {
   const int exponent = code >> 3 & 15, mantissa = code & 7;
-  const float size = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                   : std::ldexp(1.0f + static_cast<float>(mantissa) / 8.0f, exponent - 7);
+  const float size =
+      exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9) : std::ldexp(1.0f + static_cast<float>(mantissa) / 8.0f, exponent - 7);
   return code & 0x80 ? -size : size;
 }
 

@@ -21,7 +21,8 @@ struct TinyMoe {
 void make_tiny_mixtral(const std::string& folder, const TinyMoe& shape = {});
 /// Latent attention, a dense first layer, grouped routing with a correction bias, a shared expert. Experts must be even.
 void make_tiny_deepseek(const std::string& folder, const TinyMoe& shape = {});
-/// Stacked experts whose input is weighted, one a token, and a shared expert in every layer: "feed_forward.experts.gate_up_proj" [E, in, out].
+/// Stacked experts whose input is weighted, one a token, and a shared expert in every layer: "feed_forward.experts.gate_up_proj" [E, in,
+/// out].
 void make_tiny_llama4(const std::string& folder, const TinyMoe& shape = {});
 /// Stacked experts with biases, attention sinks, a clamped activation.
 void make_tiny_gpt_oss(const std::string& folder, const TinyMoe& shape = {});

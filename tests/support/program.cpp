@@ -11,6 +11,8 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
@@ -74,7 +76,11 @@ std::string program_path() {
 
 RunningProgram::RunningProgram(const std::vector<std::string>& arguments, const ProgramOptions& options) {
   std::vector<std::string> words;
-  if (options.ranks > 1) words = {std::string(PTQ_SOURCE_DIR) + "/tests/support/mpirun.sh", std::to_string(options.ranks)};
+  if (options.ranks > 1) {
+    make_session_folder();
+    words = {"env", "OMPI_MCA_orte_tmpdir_base=" + session_folder_, std::string(PTQ_SOURCE_DIR) + "/tests/support/mpirun.sh",
+             std::to_string(options.ranks)};
+  }
   words.push_back(program_path());
   words.insert(words.end(), arguments.begin(), arguments.end());
   start(words, options);
@@ -92,12 +98,20 @@ RunningProgram::RunningProgram(RunningProgram&& other) noexcept
       err_(std::exchange(other.err_, -1)),
       begin_(other.begin_),
       timeout_seconds_(other.timeout_seconds_),
-      result_(std::move(other.result_)) {}
+      result_(std::move(other.result_)),
+      session_folder_(std::exchange(other.session_folder_, "")) {}
 
 RunningProgram::~RunningProgram() {
   end();
   close_pipe_end(out_);
   close_pipe_end(err_);
+  std::error_code ignored;
+  if (!session_folder_.empty()) std::filesystem::remove_all(session_folder_, ignored);
+}
+
+void RunningProgram::make_session_folder() {
+  session_folder_ = (std::filesystem::temp_directory_path() / "ptq_mpi_XXXXXX").string();
+  if (!::mkdtemp(session_folder_.data())) throw std::runtime_error(std::string("mkdtemp: ") + std::strerror(errno));
 }
 
 void RunningProgram::start(const std::vector<std::string>& words, const ProgramOptions& options) {
@@ -192,6 +206,20 @@ void RunningProgram::end() {
 
 ProgramResult run_program(const std::vector<std::string>& arguments, const ProgramOptions& options) {
   return RunningProgram(arguments, options).wait();
+}
+
+std::vector<ProgramResult> run_programs(const std::vector<ProgramCall>& calls, size_t at_a_time) {
+  std::deque<RunningProgram> running;
+  std::vector<ProgramResult> results;
+  for (size_t next = 0; results.size() < calls.size();) {
+    while (next < calls.size() && running.size() < at_a_time) {
+      running.emplace_back(calls[next].arguments, calls[next].options);
+      ++next;
+    }
+    results.push_back(running.front().wait());
+    running.pop_front();
+  }
+  return results;
 }
 
 ProgramResult run_command(const std::vector<std::string>& words, const ProgramOptions& options) {

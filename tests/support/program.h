@@ -50,6 +50,7 @@ class RunningProgram {
 
  private:
   RunningProgram() = default;
+  void make_session_folder();
   void start(const std::vector<std::string>& words, const ProgramOptions& options);
   bool take_output(int timeout_milliseconds);
   void end();
@@ -58,11 +59,18 @@ class RunningProgram {
   int out_ = -1, err_ = -1;
   double begin_ = 0, timeout_seconds_ = 0;
   ProgramResult result_;
+  std::string session_folder_;  ///< of mpirun: those that share one stumble over each other as they make and remove it
 };
 
 /// Starts ptq-runner and waits for its end.
 ProgramResult run_program(const std::vector<std::string>& arguments, const ProgramOptions& options = {});
-/// The same for any command.
+struct ProgramCall {
+  std::vector<std::string> arguments;
+  ProgramOptions options = {};
+};
+/// Several of them, so many at a time: most of what a job under mpirun takes is waiting. Results in the order of the calls.
+std::vector<ProgramResult> run_programs(const std::vector<ProgramCall>& calls, size_t at_a_time);
+/// The same as run_program for any command.
 ProgramResult run_command(const std::vector<std::string>& words, const ProgramOptions& options = {});
 
 }  // namespace ptq::test

@@ -92,7 +92,9 @@ TEST(Workspace, GivesTheSameMemoryForTheSameNameUntilMoreIsAsked) {
   EXPECT_NE(first.raw(), other.raw());
   EXPECT_EQ(smaller.shape(), (Shape{5, 3}));
   EXPECT_EQ(smaller.dtype(), DType::kBF16);
+  EXPECT_EQ(workspace.bytes(), 2 * 4 * 8 * 4);
   EXPECT_EQ(workspace.get("x", {100, 8}, DType::kF32).shape(), (Shape{100, 8}));
+  EXPECT_EQ(workspace.bytes(), (100 + 4) * 8 * 4);
 }
 
 }  // namespace

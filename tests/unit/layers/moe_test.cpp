@@ -76,6 +76,23 @@ TEST_P(EveryKind, ManyTokensPassInPieces) {
   EXPECT_GT(witness.inputs.size(), 4u) << "2500 tokens of one expert in one piece";
 }
 
+TEST_P(EveryKind, TakesNoMoreMemoryThanItSays) {
+  for (const DType operand : {DType::kF32, DType::kBF16}) {
+    const TinyExperts model(GetParam(), {.hidden = 6, .intermediate = 5, .experts = 3, .top_k = 3}, operand);
+    TokenGroup group = test::random_tokens(2500, 6, operand);
+    Workspace workspace;
+    LayerHooks hooks;
+    const auto self = parallel::make_self_communicator();
+
+    route_tokens(model.moe(), model.vectors, workspace, group);
+    forward_experts(model.layer, {{0, 3}, [&](int e) { return model.weights(e); }}, {}, {operand, &hooks, &workspace, self.get(), 0},
+                    group);
+
+    EXPECT_LE(workspace.bytes(), expert_scratch_bytes(model.moe(), 6, operand, 1, 0));
+    EXPECT_GE(workspace.bytes(), expert_scratch_bytes(model.moe(), 6, operand, 1, 0) / 2) << "far less";
+  }
+}
+
 TEST_P(EveryKind, ChunksDoNotChangeABit) {
   for (const DType operand : {DType::kF32, DType::kBF16}) {
     const TinyExperts model(GetParam(), {.experts = 7, .top_k = 3}, operand);
@@ -235,7 +252,8 @@ TEST(ForwardExperts, ForcedVisitsAreOnlySeen) {
       together.inputs.clear();
       EXPECT_TRUE(test::same_bits(through_experts(model, group, per_chunk, forced, together), hidden));
 
-      // What was routed is seen as before, each expert's forced tokens after it: whole, in order, of weight 1.
+      // What was routed is seen as before, each expert's forced tokens after it, in order. Where weights scale what experts read, forced
+      // ones read no more of a token than the least of its own.
       std::vector<ExpertWitness::Input> seen_routed, seen_forced;
       for (const auto& input : together.inputs) (input.forced ? seen_forced : seen_routed).push_back(input);
       ASSERT_EQ(seen_routed.size(), alone.inputs.size());
@@ -243,12 +261,17 @@ TEST(ForwardExperts, ForcedVisitsAreOnlySeen) {
       ASSERT_EQ(seen_forced.size(), 6u) << "what gate and up read, and down, of three experts";
       for (size_t i = 0; i < 3; ++i) {
         std::vector<int64_t> tokens;
+        std::vector<float> least;
         for (size_t t = 0; t < 30; ++t) {
           const std::vector<int> sent = forced.of(group.positions[t], group.experts.data<int32_t>() + 2 * t, 2);
-          if (std::count(sent.begin(), sent.end(), forced.experts[i])) tokens.push_back(static_cast<int64_t>(t));
+          if (std::count(sent.begin(), sent.end(), forced.experts[i]) == 0) continue;
+          tokens.push_back(static_cast<int64_t>(t));
+          least.push_back(std::min(group.weights.data<float>()[2 * t], group.weights.data<float>()[2 * t + 1]));
         }
+        Tensor expected = Tensor::empty({static_cast<int64_t>(tokens.size()), model.sizes().hidden}, DType::kBF16);
+        kernels::gather_rows(group.x, tokens, kind.scales_input ? least : std::vector<float>{}, expected);
         EXPECT_EQ(seen_forced[2 * i].expert, forced.experts[i]);
-        EXPECT_TRUE(test::same_bits(seen_forced[2 * i].x, test::rows_of(group.x, tokens)));
+        EXPECT_TRUE(test::same_bits(seen_forced[2 * i].x, expected));
         EXPECT_EQ(seen_forced[2 * i + 1].linear, model.moe().experts[static_cast<size_t>(forced.experts[i])].down);
         EXPECT_EQ(seen_forced[2 * i + 1].x.dim(0), static_cast<int64_t>(tokens.size()));
       }

@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include "recipes/observer.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/reference_ops.h"
 #include "tests/unit/recipes/tiny_model.h"
@@ -210,38 +209,6 @@ TEST(KvScale, IsTheMaximumOver448) {
   EXPECT_EQ(kv_scale(0.0f, "k", notes), 1.0f);
   ASSERT_EQ(notes.size(), 1u);
   EXPECT_EQ(notes[0].module, "k");
-}
-
-TEST(Observer, KeepsTheLargestOfAllBatches) {
-  const auto model = test::tiny_llama(2);
-  const layers::Batch batch = layers::make_batch(0, {1, 1});
-  Observer observer;
-  Tensor k = test::tensor_of({1, -6, 2, 3}, {2, 2}), v = test::tensor_of({0, 0, 0, -0.5f}, {2, 2});
-
-  observer.linear_input(model.layers[1], 2, test::tensor_of({1, -7, 2, 3}, {2, 2}), batch);
-  observer.linear_input(model.layers[1], 2, test::tensor_of({1, -4, 5, 3}, {2, 2}, DType::kBF16), batch);
-  observer.linear_input(model.layers[0], 0, test::tensor_of({0, 0}, {2, 1}), batch);
-  observer.key_value(model.layers[1], k, v, batch);
-
-  EXPECT_EQ(observer.maxima().at(1).input_amax, (std::map<int, float>{{2, 7.0f}}));
-  EXPECT_EQ(observer.maxima().at(0).input_amax, (std::map<int, float>{{0, 0.0f}}));
-  EXPECT_EQ(observer.maxima().at(1).key_amax, 6.0f);
-  EXPECT_EQ(observer.maxima().at(1).value_amax, 0.5f);
-  EXPECT_EQ(observer.maxima().at(0).key_amax, -1.0f) << "no key was seen";
-  EXPECT_FALSE(observer.error());
-}
-
-TEST(Observer, RemembersWhereTheFirstNanWas) {
-  const auto model = test::tiny_llama(1);
-  const layers::Batch batch = layers::make_batch(100, {2, 2});
-  Observer observer;
-
-  observer.linear_input(model.layers[0], 3, test::tensor_of({1, 2, 3, std::numeric_limits<float>::quiet_NaN()}, {4, 1}), batch);
-  observer.linear_input(model.layers[0], 0, test::tensor_of({std::numeric_limits<float>::infinity(), 2, 3, 4}, {4, 1}), batch);
-
-  ASSERT_TRUE(observer.error());
-  EXPECT_EQ(observer.error()->kind(), ErrorKind::kData);
-  EXPECT_NE(observer.error()->report().find("model.layers.0.mlp.down_proj, sample 101"), std::string::npos) << observer.error()->report();
 }
 
 }  // namespace
