@@ -65,6 +65,19 @@ void copy_rest(const SourceModel& source, const ExportPlan& plan, const parallel
   });
 }
 
+/// What a reader of the output must know of tensors outside the decoder that are still in the publisher's FP8; "" where there are none.
+std::string native_leftovers(const SourceModel& source, const ExportPlan& plan) {
+  int64_t count = 0;
+  std::string first;
+  for (const std::string& name : plan.copied)
+    if (source.reader->at(name).dtype == DType::kF8E4M3 && source.reader->find(name + "_scale_inv") && ++count == 1) first = name;
+  if (count == 0) return "";
+  return fmt::format(
+      "{} weights outside the decoder, {} the first, are copied byte for byte in the publisher's FP8 blocks: a server must not "
+      "load them as plain weights (multi-token prediction: leave it off, or take it from the source)",
+      count, first);
+}
+
 /// Everything from the plan on: what fails here takes the work folder with it.
 class Job {
  public:
@@ -312,6 +325,7 @@ void Job::publish() {
   owns_work_ = false;
   double bytes = 0;
   for (const auto& shard : plan_.layout.shards()) bytes += static_cast<double>(shard.bytes);
+  if (const std::string words = native_leftovers(source_, plan_); !words.empty()) log_.warning(words);
   log_.line("loads in:");
   for (const auto& engine : recipes::engine_support(plan_.metadata, recipe_.output_path))
     log_.line(engine.loads ? fmt::format("  {:<13} {}", engine.engine, engine.command)
