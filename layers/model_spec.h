@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "kernels/ops.h"
 #include "layers/rope.h"
 
 namespace ptq::layers {
@@ -93,22 +94,12 @@ struct SingleLinearSpec {
   int linear = 0;
 };
 
-/// Which experts a token visits and with what weight. logits = x · `module`.weightᵀ (+ `module`.bias).
-struct RouterSpec {
-  enum class Kind {
-    kSoftmax,        ///< softmax over all experts, the top_k largest
-    kTopKSoftmax,    ///< the top_k largest logits, softmax over those
-    kSigmoid,        ///< the top_k largest logits, each with its sigmoid
-    kGroupedSigmoid  ///< sigmoid; chosen by sigmoid + correction within the best groups (noaux_tc), weighted by the sigmoid alone
-  };
-  Kind kind = Kind::kSoftmax;
+/// Which experts a token visits and with what weight: the rule, and where its tensors are. logits = x · `module`.weightᵀ (+ `module`.bias).
+struct RouterSpec : kernels::RouteRule {
   std::string module;
   bool has_bias = false;
-  int64_t experts = 0, top_k = 0;
-  bool normalize = false;  ///< kSoftmax, kGroupedSigmoid: weights divided by their sum
+  int64_t experts = 0;
   std::string correction;  ///< kGroupedSigmoid: tensor [experts]; "" without
-  int64_t groups = 1, top_groups = 1;
-  float scaling = 1.0f;  ///< kGroupedSigmoid: multiplies the weights
 };
 
 /// Indices of one routed expert's linears; stacked experts all have the same ones. Either gate and up, or gate_up.

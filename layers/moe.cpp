@@ -11,30 +11,6 @@ namespace {
 /// Rows of one expert computed at a time.
 constexpr int64_t kRows = 1024;
 
-kernels::RouteRule rule_of(const RouterSpec& router) {
-  kernels::RouteRule rule;
-  switch (router.kind) {
-    case RouterSpec::Kind::kSoftmax:
-      rule.kind = kernels::RouteRule::Kind::kSoftmax;
-      break;
-    case RouterSpec::Kind::kTopKSoftmax:
-      rule.kind = kernels::RouteRule::Kind::kTopKSoftmax;
-      break;
-    case RouterSpec::Kind::kSigmoid:
-      rule.kind = kernels::RouteRule::Kind::kSigmoid;
-      break;
-    case RouterSpec::Kind::kGroupedSigmoid:
-      rule.kind = kernels::RouteRule::Kind::kGroupedSigmoid;
-      break;
-  }
-  rule.top_k = router.top_k;
-  rule.normalize = router.normalize;
-  rule.groups = router.groups;
-  rule.top_groups = router.top_groups;
-  rule.scaling = router.scaling;
-  return rule;
-}
-
 /// linear(x), [n, O] f32 in the buffer `name`.
 Tensor product(const LayerSpec& layer, int linear, const LinearWeights& weights, const Tensor& x, const std::string& name,
                const ExpertContext& context) {
@@ -79,7 +55,7 @@ void route_tokens(const MoeSpec& moe, const std::map<std::string, Tensor>& vecto
     Tensor logits = workspace.get("router", {end - begin, router.experts}, DType::kF32);
     kernels::matmul(group.x.rows(begin, end), vectors.at(router.module + ".weight"), bias, logits);
     Tensor experts = group.experts.rows(begin, end), weights = group.weights.rows(begin, end);
-    kernels::route(logits, correction, rule_of(router), experts, weights);
+    kernels::route(logits, correction, router, experts, weights);
   }
 }
 

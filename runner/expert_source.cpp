@@ -24,8 +24,14 @@ void Sweep::ExpertSource::keep(const std::function<void()>& work) {
   }
 }
 
+ExpertChunk Sweep::ExpertSource::place(const layers::LayerSpec& layer, Range experts) {
+  if (grouped_ != &layer) specs_ = group_by_expert(*layer.moe(), client_.tensors(layer));
+  grouped_ = &layer;
+  return place_chunk(layer, experts, specs_, mesh_);
+}
+
 ExpertChunk Sweep::ExpertSource::take(const layers::LayerSpec& layer, Range experts) {
-  ExpertChunk chunk = place_chunk(layer, experts, group_by_expert(*layer.moe(), client_.tensors(layer)), mesh_);
+  ExpertChunk chunk = place(layer, experts);
   keep([&] {
     fill_chunk(chunk, loader_.take());
     client_.experts_loaded(chunk);
@@ -73,7 +79,7 @@ void Sweep::ExpertSource::finish(const layers::LayerSpec& layer) {
     return;
   }
   for (const Range& experts : chunks(layer)) {
-    ExpertChunk chunk = place_chunk(layer, experts, group_by_expert(*layer.moe(), client_.tensors(layer)), mesh_);
+    ExpertChunk chunk = place(layer, experts);
     keep([&] { fill_chunk(chunk, loader_.take()); });
     chunk.broken = error_.has_value();
     done(chunk);

@@ -31,6 +31,8 @@ class Sweep::ExpertSource {
 
  private:
   std::vector<parallel::Range> chunks(const layers::LayerSpec& layer) const;
+  /// The chunk without its tensors; a layer's names are grouped once for all of its chunks.
+  ExpertChunk place(const layers::LayerSpec& layer, parallel::Range experts);
   ExpertChunk take(const layers::LayerSpec& layer, parallel::Range experts);
   void done(const ExpertChunk& chunk);
   void keep(const std::function<void()>& work);
@@ -41,7 +43,9 @@ class Sweep::ExpertSource {
   const parallel::Mesh& mesh_;
   int64_t per_rank_;
   bool forward_;
-  std::map<int64_t, ExpertChunk> resident_;  ///< layer index -> its only chunk
+  const layers::LayerSpec* grouped_ = nullptr;          ///< the layer whose tensors are in specs_
+  std::vector<std::vector<layers::TensorSpec>> specs_;  ///< by expert
+  std::map<int64_t, ExpertChunk> resident_;             ///< layer index -> its only chunk
   std::optional<Error> error_;
 };
 

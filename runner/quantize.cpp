@@ -106,6 +106,7 @@ class Job {
   SourceModel source_;
   ExportPlan plan_;
   std::vector<std::vector<int32_t>> rows_;
+  int64_t tokens_ = 0;  ///< of all rows
   parallel::MeshShape shape_;
   std::string fingerprint_, data_fingerprint_, work_;
   bool owns_work_ = false, forward_ = false;
@@ -131,8 +132,7 @@ bool Job::prepare() {
   });
   data_fingerprint_ = rows_fingerprint(rows_);
   fingerprint_ = checkpoint::sha256_text(recipes::to_yaml(recipe_, false) + source_.fingerprint + data_fingerprint_ + recipes::kProgram);
-  int64_t tokens = 0;
-  for (const auto& row : rows_) tokens += static_cast<int64_t>(row.size());
+  for (const auto& row : rows_) tokens_ += static_cast<int64_t>(row.size());
   log_.event("plan", {{"family", source_.spec.family},
                       {"layers", source_.spec.layers.size()},
                       {"source_bytes", source_.weight_bytes},
@@ -145,11 +145,11 @@ bool Job::prepare() {
                       {"threads", num_threads()},
                       {"matmul", kernels::to_string(kernels::matmul_kernel())},
                       {"samples", rows_.size()},
-                      {"tokens", tokens}});
+                      {"tokens", tokens_}});
   log_.line(fmt::format("{} rank(s): data {} × pipeline {} × tensor {}{}, {} thread(s) each, {} arithmetic{}", world_.size(), shape_.data,
                         shape_.pipeline, shape_.tensor, shape_.expert > 1 ? fmt::format(", experts over {}", shape_.expert) : "",
                         num_threads(), kernels::to_string(kernels::matmul_kernel()),
-                        forward_ ? fmt::format("; {} samples, {} tokens", rows_.size(), tokens) : "; weights only, no calibration"));
+                        forward_ ? fmt::format("; {} samples, {} tokens", rows_.size(), tokens_) : "; weights only, no calibration"));
 
   int64_t complete = 0;
   world_.on_root([&] { complete = check_output_folder(recipe_, fingerprint_) ? 1 : 0; });
@@ -201,9 +201,7 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
 
   constexpr int64_t kQueue = int64_t{16} << 20;
   OutputStream output(checkpoint::ShardWriter::open(work_, plan_.layout), kQueue);
-  int64_t tokens = 0;
-  for (const auto& row : rows_) tokens += static_cast<int64_t>(row.size());
-  Calibration calibration(source_, recipe_, plan_, mesh, output, tokens);
+  Calibration calibration(source_, recipe_, plan_, mesh, output, tokens_);
   SweepProgress last;
   sweep.run(calibration, [&](const SweepProgress& progress) {
     const double layer_seconds = progress.seconds - last.seconds;
