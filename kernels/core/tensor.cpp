@@ -39,6 +39,12 @@ Tensor Tensor::zeros(Shape shape, DType dtype) {
   return tensor;
 }
 
+int64_t Tensor::row_bytes() const {
+  int64_t bytes = dtype_bytes(dtype_);
+  for (size_t axis = 1; axis < shape_.size(); ++axis) bytes *= shape_[axis];
+  return bytes;
+}
+
 Tensor Tensor::rows(int64_t begin, int64_t end) const {
   require(!shape_.empty() && 0 <= begin && begin <= end && end <= shape_[0], "rows outside the tensor");
   Tensor view = *this;

@@ -59,8 +59,8 @@ class Tensor {
   int rank() const { return static_cast<int>(shape_.size()); }
   int64_t numel() const { return element_count(shape_); }
   int64_t bytes() const { return numel() * dtype_bytes(dtype_); }
-  /// Bytes of one step along dimension 0.
-  int64_t row_bytes() const { return shape_.empty() || shape_[0] == 0 ? bytes() : bytes() / shape_[0]; }
+  /// Bytes of one step along dimension 0, also where there is none.
+  int64_t row_bytes() const;
   DType dtype() const { return dtype_; }
   Device device() const { return device_; }
 

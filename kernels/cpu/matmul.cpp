@@ -186,6 +186,12 @@ const PanelKernels& panel_kernels() {
   }
 }
 
+const PanelKernels& product_kernels(bool bf16_by_bf16) {
+  const MatmulKernel chosen = matmul_kernel();
+  const MatmulKernel f32_kernel = chosen == MatmulKernel::kAvx512Bf16 ? MatmulKernel::kAvx512 : chosen;
+  return panel_kernels_of(bf16_by_bf16 ? chosen : f32_kernel);
+}
+
 void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y) {
   const int64_t tokens = x.dim(0), outputs = w.dim(0), depth = x.dim(1);
   require(x.rank() == 2 && w.rank() == 2 && w.dim(1) == depth, "matmul: x [T, C] and w [O, C] do not fit");
@@ -197,9 +203,7 @@ void matmul(const Tensor& x, const Tensor& w, const Tensor& bias, Tensor& y) {
   require(depth > 0, "matmul: no columns");
 
   const bool pairs = x.dtype() == DType::kBF16 && w.dtype() == DType::kBF16;
-  const MatmulKernel chosen = matmul_kernel();
-  const MatmulKernel f32_kernel = chosen == MatmulKernel::kAvx512Bf16 ? MatmulKernel::kAvx512 : chosen;
-  const PanelKernels& kernels = panel_kernels_of(pairs ? chosen : f32_kernel);
+  const PanelKernels& kernels = product_kernels(pairs);
   Scratch bias_scratch;
   const float* const bias_f32 = bias.defined() ? widened(bias, bias_scratch) : nullptr;
 

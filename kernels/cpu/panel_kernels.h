@@ -1,6 +1,6 @@
 #pragma once
 // The inner loops of products: small tiles of outputs whose accumulators stay in registers, one set of functions per instruction set.
-// Used by matmul.cpp and attention.cpp only. Every output element is one chain over the depth, so its bits do not depend on the tile.
+// Used by the ops that are products at heart. Every output element is one chain over the depth, so its bits do not depend on the tile.
 
 #include <cstddef>
 #include <cstdint>
@@ -52,5 +52,7 @@ extern const PanelKernels kPanelAvx2, kPanelAvx512, kPanelAvx512Bf16;
 
 /// The f32 kernel of isa().
 const PanelKernels& panel_kernels();
+/// Those of the process's matrix product, for bf16 by bf16 or for f32.
+const PanelKernels& product_kernels(bool bf16_by_bf16);
 
 }  // namespace ptq::kernels::cpu

@@ -27,6 +27,16 @@ struct AgreementSums {
 /// A bf16 for each of the 128 magnitudes of an E4M3 code.
 constexpr int64_t kFp8TableBytes = 256;
 
+/// A FeedbackGrid of kernels/search_ops.h.
+struct Rounding {
+  enum class Kind : int { kInteger, kE2M1, kE4M3 };
+  Kind kind;
+  float lowest, highest;  ///< of kInteger
+};
+
+/// Columns that factor_block takes at most.
+constexpr int64_t kFactorBlock = 64;
+
 struct RowKernels {
   void (*widen)(const void* in, Source source, int64_t count, float* out);
   void (*narrow)(const float* in, int64_t count, uint16_t* bf16_out);
@@ -103,6 +113,35 @@ struct RowKernels {
   double (*sum_exp)(const float* x, int64_t count, float max);
   /// Fills the sums, given the maxima.
   void (*agreement)(const float* reference, const float* x, int64_t count, AgreementSums& sums);
+
+  /// As column_amax and column_sums of kernels/search_ops.h, for `columns` columns of rows that are `stride` elements apart.
+  void (*column_maxima)(const void* x, Source source, int64_t stride, int64_t rows, int64_t columns, float* amaxes);
+  void (*column_sums)(const void* x, Source source, int64_t stride, int64_t rows, int64_t columns, bool absolute, int64_t* sums);
+  /// As row_dots there.
+  double (*dot)(const float* a, const float* b, int64_t count);
+  /// x[c] *= factors[c]·factor, that product rounded first.
+  void (*scale_by)(float* x, const float* factors, float factor, int64_t count);
+
+  /// feedback_factor of a few columns, in f64: above the diagonal, h [count][count], rows `stride` apart, becomes M; pivots [count] D; and
+  /// solve [count][count] D⁻¹·M⁻¹. A pivot that is not positive counts as `added`; where that is 0, its rows of solve and M's column are 0.
+  void (*factor_block)(float* h, int64_t stride, int64_t count, double added, float* pivots, float* solve);
+  /// error_feedback of a few columns of as many rows as there are lanes, a multiple of 16: adjusted [count][lanes], in: w and what the
+  /// columns before these add to it, out: a. errors [count][lanes], in: w, out: w - q. steps [..][lanes], of which column k has step_of[k].
+  void (*feed_back)(float* adjusted, float* errors, int64_t lanes, int64_t count, const float* feedback, int64_t stride, const float* steps,
+                    const int32_t* step_of, const Rounding& rounding);
+  /// descend_codes of a few columns, lanes as in feed_back: sums [count][lanes], in: Σ (w - q)·G of all columns but itself and the ones
+  /// before it here, out: with those, overwritten. w [count][lanes]; q and errors = w - q [count][lanes] updated. gram: where G begins for
+  /// these columns.
+  void (*descend)(float* sums, const float* w, float* q, float* errors, int64_t lanes, int64_t count, const float* gram, int64_t stride,
+                  const float* steps, const int32_t* step_of, const Rounding& rounding);
+
+  /// errors = w - grid(w/scale)·scale, a scale for each lane; w and errors [count][lanes], lanes a multiple of 16.
+  void (*rounding_errors)(const float* w, const float* scales, int64_t lanes, int64_t count, const Rounding& rounding, float* errors);
+  /// sums[lane] += Σ_i a[i][lane]·b[i][lane], in order, f64.
+  void (*add_dots)(const float* a, const float* b, int64_t lanes, int64_t count, double* sums);
+  /// search_nvfp4_scales of one block of 16 rows, a row in each lane: w [16 columns][16]; gram [16][16], twice itself below the diagonal
+  /// and not read above; scales [16]: the values of the best E4M3 codes.
+  void (*search_nvfp4)(const float* w, const float* gram, float scale_2, const float* ratios, int64_t ratio_count, float* scales);
 };
 
 extern const RowKernels kRowsBaseline;

@@ -1,6 +1,7 @@
 #pragma once
 // All row kernels as the plain loops of this file's instruction set make them. Private to each rows_*.cpp, as lanes.h.
 
+#include "kernels/cpu/rows_feedback.h"
 #include "kernels/cpu/rows_groups.h"
 #include "kernels/cpu/rows_loss.h"
 #include "kernels/cpu/rows_mx.h"
@@ -8,6 +9,8 @@
 #include "kernels/cpu/rows_norm.h"
 #include "kernels/cpu/rows_quantize.h"
 #include "kernels/cpu/rows_route.h"
+#include "kernels/cpu/rows_search.h"
+#include "kernels/cpu/rows_statistics.h"
 
 namespace ptq::kernels::cpu {
 namespace {
@@ -60,6 +63,16 @@ constexpr RowKernels kPlainRows = {
     .max = max,
     .sum_exp = sum_exp,
     .agreement = agreement,
+    .column_maxima = column_maxima,
+    .column_sums = column_sums,
+    .dot = dot,
+    .scale_by = scale_by,
+    .factor_block = factor_block,
+    .feed_back = feed_back,
+    .descend = descend,
+    .rounding_errors = rounding_errors,
+    .add_dots = add_dots,
+    .search_nvfp4 = search_nvfp4,
 };
 
 }  // namespace

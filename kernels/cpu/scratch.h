@@ -12,6 +12,8 @@ class Scratch {
     if (!memory_.defined() || memory_.numel() < count) memory_ = Tensor::empty({count}, DType::kF32);
     return memory_.data<float>();
   }
+  /// All of the room, for views of other shapes and dtypes.
+  const Tensor& tensor() const { return memory_; }
 
  private:
   Tensor memory_;
