@@ -11,7 +11,7 @@ namespace ptq::layers {
 
 int64_t Batch::row_of(int64_t token) const {
   const auto after = std::upper_bound(starts.begin(), starts.end(), token);
-  return first_row + (after - starts.begin()) - 1;
+  return first_row + ((after - starts.begin()) - 1) * row_step;
 }
 
 Batch make_batch(int64_t first_row, const std::vector<int64_t>& lengths) {
@@ -101,6 +101,7 @@ Tensor forward_layer(const LayerSpec& layer, const LayerWeights& weights, const 
             return mlp(block, body, x);
           } else if constexpr (std::is_same_v<Body, MoeSpec>) {
             routed = x;
+            if (!body.shared) context.hooks->linear_input(layer, body.input_group, x, batch);
             return body.shared ? mlp(block, *body.shared, x) : Tensor();
           } else {
             block.observe(body.linear, x);

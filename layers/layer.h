@@ -11,12 +11,15 @@
 #include "layers/model_spec.h"
 #include "layers/rope.h"
 #include "parallel/communicator.h"
+#include "parallel/shard.h"
 
 namespace ptq::layers {
 
 /// A micro-batch: whole sequences one after the other, no padding.
 struct Batch {
-  int64_t first_row = 0;        ///< index of its first sequence among all calibration rows, for messages
+  int64_t first_row = 0;        ///< index of its first sequence among all calibration rows
+  int64_t row_step = 1;         ///< from one of its sequences to the next among all
+  parallel::Range all_rows;     ///< what the data ranks have of all rows in this micro-batch and its peers together
   std::vector<int64_t> starts;  ///< B+1 token offsets, starts[0] = 0
   Tensor positions;             ///< [T] i32, counted from each sequence's start
   int64_t tokens() const { return starts.back(); }
@@ -35,15 +38,21 @@ struct LayerWeights {
   std::map<std::string, Tensor> vectors;  ///< norms, routers, sinks by tensor name
 };
 
+/// Which tokens reached an expert, one entry per row of what it reads.
+struct ExpertVisits {
+  bool forced = false;                 ///< tokens of the statistics-only pass
+  const int64_t* positions = nullptr;  ///< of the tokens among all ranks' tokens, ascending within a call
+  const float* weights = nullptr;      ///< the router's
+};
+
 /// What calibration or evaluation wants to see or change on the way. The default does nothing.
 class LayerHooks {
  public:
   virtual ~LayerHooks() = default;
   /// x [T, C] is what the linears of `input_group` read: whole rows, the same on every tensor rank; bf16 or f32.
   virtual void linear_input(const LayerSpec&, int /*input_group*/, const Tensor& /*x*/, const Batch&) {}
-  /// x [n, C] is what `linear` of routed expert `expert` reads: the tokens that reached it, ascending. Once for gate and up together.
-  /// `forced`: tokens of the statistics-only pass.
-  virtual void expert_input(const LayerSpec&, int /*expert*/, int /*linear*/, const Tensor& /*x*/, bool /*forced*/) {}
+  /// x [n, C] is what `linear` of routed expert `expert` reads: the tokens that reached it. Once for gate and up together.
+  virtual void expert_input(const LayerSpec&, int /*expert*/, int /*linear*/, const Tensor& /*x*/, const ExpertVisits&) {}
   /// What this one linear is to read instead of x: x itself, or a quantized copy [T, C] f32.
   virtual Tensor quantized_input(const LayerSpec&, int /*linear*/, const Tensor& x) { return x; }
   /// k, v [T, kv heads of this rank · head_dim] f32 after rope, as a KV cache would store them; may be changed in place.

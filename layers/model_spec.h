@@ -120,6 +120,7 @@ struct MoeSpec {
   bool scales_input = false;  ///< the expert reads weight · x, and its output is not weighted
   std::string module;         ///< "model.layers.3.mlp.experts": what a server fuses into one
   int64_t intermediate = 0;
+  int input_group = 0;  ///< of the router and the shared expert; routed experts have another where they read weight · x
   std::vector<ExpertLinears> experts;
   std::optional<MlpSpec> shared;
 };
@@ -168,6 +169,33 @@ struct ModelSpec {
   /// Name of the tensor that holds the output projection.
   std::string head_weight() const { return tied ? embedding : lm_head.module + ".weight"; }
 };
+
+/// Where factors on the channels that some linears read can go, so that nothing is left to multiply when the model is served.
+struct Fold {
+  enum class Kind {
+    kNone,  ///< nowhere
+    kNorm,  ///< the weight (and bias) of `norm`, whose output is what the linears read
+    kRows   ///< the output rows (and bias) of `linear`
+  };
+  Kind kind = Kind::kNone;
+  NormSpec norm;
+  int linear = -1;
+  std::vector<int32_t> rows;  ///< kRows, by channel: the row it comes from; channels of one row share their factor (grouped queries)
+  float power = 1.0f;         ///< kRows: a row is multiplied by factor^power
+};
+
+/// Linears that read the same channels, up to a factor a token: one smoothing vector.
+struct SmoothingGroup {
+  int input_group = 0;         ///< the group that linear_input is called with
+  std::vector<int> linears;    ///< ascending; without routed experts
+  bool feeds_experts = false;  ///< the router and the experts' gate and up read it too
+  Fold fold;
+};
+/// The layer's groups, consumers before the linears whose rows take their factors. What the experts' down projections read is no group:
+/// each expert has factors of its own, see expert_fold.
+std::vector<SmoothingGroup> smoothing_groups(const LayerSpec& layer);
+/// Where the factors on one expert's down projection go: rows of its up, or gate_up.
+Fold expert_fold(const LayerSpec& layer, int expert);
 
 /// Adds the linear's weight (and bias) to layer.linears and layer.tensors; returns its index.
 int add_linear(LayerSpec& layer, LinearSpec linear);

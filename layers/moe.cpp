@@ -93,15 +93,16 @@ ChunkVisits chunk_visits(const MoeSpec& moe, const TokenGroup& group, int64_t be
   const int64_t top_k = moe.router.top_k;
   const auto* experts = group.experts.data<int32_t>();
   const auto* weights = group.weights.data<float>();
+  const auto position = [&](int64_t t) { return group.positions[static_cast<size_t>(t)]; };
   const auto in_chunk = [&](int64_t e) { return chunk.begin <= e && e < chunk.end; };
   for (int64_t t = begin; t < end; ++t) {
     for (int64_t j = t * top_k; j < (t + 1) * top_k; ++j)
-      if (in_chunk(experts[j])) visits.routed[static_cast<size_t>(experts[j] - chunk.begin)].add(t, weights[j]);
+      if (in_chunk(experts[j])) visits.routed[static_cast<size_t>(experts[j] - chunk.begin)].add(t, position(t), weights[j]);
     if (forced.experts.empty()) continue;
     // Where weights scale the expert's input: no larger than what the token's own experts read of it.
     const float least = *std::min_element(weights + t * top_k, weights + (t + 1) * top_k);
-    for (const int e : forced.of(group.positions[static_cast<size_t>(t)], experts + t * top_k, top_k))
-      if (in_chunk(e)) visits.forced[static_cast<size_t>(e - chunk.begin)].add(t, least);
+    for (const int e : forced.of(position(t), experts + t * top_k, top_k))
+      if (in_chunk(e)) visits.forced[static_cast<size_t>(e - chunk.begin)].add(t, position(t), least);
   }
   return visits;
 }
@@ -118,9 +119,10 @@ void run_expert(const LayerSpec& layer, int expert, const ExpertWeights& weights
     if (moe.scales_input) scales.assign(visits.weights.begin() + begin, visits.weights.begin() + end);
     Tensor input = context.workspace->get("expert_input", {end - begin, x.dim(1)}, context.operand);
     kernels::gather_rows(x, rows, scales, input);
-    context.hooks->expert_input(layer, expert, linears.gate_up >= 0 ? linears.gate_up : linears.up, input, forced);
+    const ExpertVisits visitors{forced, visits.positions.data() + begin, visits.weights.data() + begin};
+    context.hooks->expert_input(layer, expert, linears.gate_up >= 0 ? linears.gate_up : linears.up, input, visitors);
     const Tensor inner = activated(layer, linears, weights, input, context);
-    context.hooks->expert_input(layer, expert, linears.down, inner, forced);
+    context.hooks->expert_input(layer, expert, linears.down, inner, visitors);
     if (take) take(begin, product(layer, linears.down, weights.down, inner, "expert_output", context));
   }
 }
@@ -140,12 +142,14 @@ void forward_experts(const LayerSpec& layer, const ExpertChunkView& chunk, const
     const Visits& extra = visits.forced[static_cast<size_t>(e - chunk.experts.begin)];
     if (routed.rows.empty() && extra.rows.empty()) continue;
     const ExpertWeights weights = chunk.weights(static_cast<int>(e));
-    run_expert(layer, static_cast<int>(e), weights, group.x, routed, false, context, [&](int64_t first, const Tensor& y) {
+    const auto add = [&](int64_t first, const Tensor& y) {
       const auto at = routed.rows.begin() + first;
       std::vector<float> factors(static_cast<size_t>(y.dim(0)), 1.0f);
       if (!moe.scales_input) std::copy_n(routed.weights.begin() + first, y.dim(0), factors.begin());
       kernels::add_rows(group.hidden, {at, at + y.dim(0)}, factors, y);
-    });
+    };
+    run_expert(layer, static_cast<int>(e), weights, group.x, routed, false, context,
+               context.statistics_only ? std::function<void(int64_t, const Tensor&)>() : add);
     run_expert(layer, static_cast<int>(e), weights, group.x, extra, true, context, nullptr);
   }
 }

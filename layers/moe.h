@@ -51,6 +51,7 @@ struct ExpertContext {
   Workspace* workspace = nullptr;
   parallel::Communicator* group = nullptr;  ///< the ranks that split the experts
   int64_t exchange_tokens = 0;              ///< tokens of a rank exchanged at a time
+  bool statistics_only = false;             ///< the hooks see what experts read; no output is computed
 };
 
 /// The experts [chunk.begin, chunk.end) are in memory: this rank has its even_share of them over the expert group. weights(e) is asked
@@ -75,9 +76,11 @@ int64_t expert_scratch_bytes(const MoeSpec& moe, int64_t hidden, DType operand, 
 /// Tokens that visit one expert: rows of a tensor of inputs, in ascending order of position.
 struct Visits {
   std::vector<int64_t> rows;
+  std::vector<int64_t> positions;  ///< of the tokens among all
   std::vector<float> weights;
-  void add(int64_t row, float weight) {
+  void add(int64_t row, int64_t position, float weight) {
     rows.push_back(row);
+    positions.push_back(position);
     weights.push_back(weight);
   }
 };

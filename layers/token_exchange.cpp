@@ -37,7 +37,7 @@ struct Outgoing {
   std::vector<int64_t> row_counts, visit_counts, routed_counts;
 };
 
-Outgoing address(const MoeSpec& moe, const ChunkVisits& visits, parallel::Range chunk, int ranks, const TokenGroup& group) {
+Outgoing address(const ChunkVisits& visits, parallel::Range chunk, int ranks, const TokenGroup& group) {
   Outgoing out;
   std::vector<int32_t> row_of(group.positions.size());
   for (int r = 0; r < ranks; ++r) {
@@ -56,8 +56,7 @@ Outgoing address(const MoeSpec& moe, const ChunkVisits& visits, parallel::Range 
         const Visits& list = (forced ? visits.forced : visits.routed)[static_cast<size_t>(e)];
         for (size_t i = 0; i < list.rows.size(); ++i) {
           const auto token = static_cast<size_t>(list.rows[i]);
-          out.visits.push_back({group.positions[token], row_of[token], static_cast<int32_t>(chunk.begin + e),
-                                moe.scales_input ? list.weights[i] : 1.0f, forced});
+          out.visits.push_back({group.positions[token], row_of[token], static_cast<int32_t>(chunk.begin + e), list.weights[i], forced});
         }
       }
       if (!forced) routed = static_cast<int64_t>(out.visits.size()) - before;
@@ -83,14 +82,14 @@ void exchange_block(const LayerSpec& layer, const ExpertChunkView& chunk, const 
   parallel::Communicator& ranks = *context.group;
   Workspace& scratch = *context.workspace;
   const ChunkVisits visits = chunk_visits(moe, group, begin, end, chunk.experts, forced);
-  const Outgoing out = address(moe, visits, chunk.experts, ranks.size(), group);
+  const Outgoing out = address(visits, chunk.experts, ranks.size(), group);
   const std::vector<int64_t> rows_in = ranks.all_to_all(out.row_counts), visits_in = ranks.all_to_all(out.visit_counts),
                              routed_in = ranks.all_to_all(out.routed_counts);
 
   std::vector<VisitRecord> arrived(static_cast<size_t>(sum(visits_in)));
   constexpr auto kRecord = static_cast<int64_t>(sizeof(VisitRecord));
   ranks.all_to_all(out.visits.data(), scaled(out.visit_counts, kRecord), arrived.data(), scaled(visits_in, kRecord));
-  const int64_t hidden = group.hidden.dim(1), row_bytes = hidden * dtype_bytes(context.operand);
+  const int64_t hidden = group.x.dim(1), row_bytes = hidden * dtype_bytes(context.operand);
   Tensor sent = scratch.get("exchange_sent", {sum(out.row_counts), hidden}, context.operand);
   if (!out.tokens.empty()) kernels::gather_rows(group.x, out.tokens, {}, sent);
   Tensor rows = scratch.get("exchange_rows", {sum(rows_in), hidden}, context.operand);
@@ -110,7 +109,7 @@ void exchange_block(const LayerSpec& layer, const ExpertChunkView& chunk, const 
     first_row += rows_in[r];
     first_slot += routed_in[r];
   }
-  Tensor outputs = scratch.get("exchange_outputs", {first_slot, hidden}, DType::kF32);
+  Tensor outputs = scratch.get("exchange_outputs", {context.statistics_only ? 0 : first_slot, hidden}, DType::kF32);
   if (chunk.skip) std::fill_n(outputs.data<float>(), outputs.numel(), 0.0f);
   for (size_t i = 0; i < routed.size() && !chunk.skip; ++i) {
     if (routed[i].empty() && extra[i].empty()) continue;
@@ -119,9 +118,9 @@ void exchange_block(const LayerSpec& layer, const ExpertChunkView& chunk, const 
     for (auto* list : {&routed[i], &extra[i]}) {
       std::sort(list->begin(), list->end(), [](const Arrival& a, const Arrival& b) { return a.position < b.position; });
       Visits ordered;
-      for (const Arrival& arrival : *list) ordered.add(arrival.row, arrival.weight);
-      if (list == &extra[i]) {
-        run_expert(layer, expert, weights, rows, ordered, true, context, nullptr);
+      for (const Arrival& arrival : *list) ordered.add(arrival.row, arrival.position, arrival.weight);
+      if (list == &extra[i] || context.statistics_only) {
+        run_expert(layer, expert, weights, rows, ordered, list == &extra[i], context, nullptr);
         continue;
       }
       run_expert(layer, expert, weights, rows, ordered, false, context, [&](int64_t first, const Tensor& y) {
@@ -132,6 +131,7 @@ void exchange_block(const LayerSpec& layer, const ExpertChunkView& chunk, const 
       });
     }
   }
+  if (context.statistics_only) return;
 
   Tensor returned = scratch.get("exchange_returned", {sum(out.routed_counts), hidden}, DType::kF32);
   ranks.all_to_all(outputs.raw(), scaled(routed_in, hidden * 4), returned.raw(), scaled(out.routed_counts, hidden * 4));
@@ -149,7 +149,7 @@ void exchange_block(const LayerSpec& layer, const ExpertChunkView& chunk, const 
 
 void exchange_experts(const LayerSpec& layer, const ExpertChunkView& chunk, const ForcedVisits& forced, const ExpertContext& context,
                       TokenGroup& group) {
-  const int64_t tokens = group.hidden.dim(0);
+  const int64_t tokens = group.x.dim(0);
   int64_t blocks = (tokens + context.exchange_tokens - 1) / context.exchange_tokens;
   context.group->all_reduce_max(std::span<int64_t>(&blocks, 1));
   for (int64_t b = 0; b < blocks; ++b)

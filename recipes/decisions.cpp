@@ -6,6 +6,10 @@
 #include <optional>
 #include <regex>
 
+#include <set>
+#include <variant>
+#include "recipes/smoothing_plan.h"
+
 namespace ptq::recipes {
 
 namespace {
@@ -46,14 +50,31 @@ std::string experts_pattern(const layers::LayerSpec& layer) {
 }
 
 void check_linear(const layers::LinearSpec& linear, const Decision& decision, const layers::LayerSpec* layer) {
-  const FormatInfo& format = info(decision.format);
-  if (format.group_size > 0 && linear.in % format.group_size != 0)
-    throw user_error(linear.module + " has " + std::to_string(linear.in) + " inputs, which is not a multiple of the " +
-                         std::to_string(format.group_size) + " that " + format.name + " groups",
-                     "quantization (" + decision.reason + ")",
+  if (const std::string fault = layout_fault(decision.encoding, linear); !fault.empty())
+    throw user_error(linear.module + " " + fault, "quantization (" + decision.reason + ")",
                      "leave it out: quantization.ignore: [\"lm_head\", " +
                          (linear.is_routed() ? experts_pattern(*layer) : "\"" + linear.module + "\"") +
-                         "], or give it another format by a rule");
+                         "], or give it another format by a rule" +
+                         (decision.encoding.dialect == Dialect::kModelOpt ? "" : ", or use output.dialect: modelopt"));
+}
+
+/// Linears whose inputs no norm feeds: TensorRT-LLM asks for the pre_quant_scale of these in every INT4 checkpoint of ModelOpt's.
+std::set<int> output_linears(const layers::LayerSpec& layer) {
+  std::set<int> found;
+  for (const auto& block : layer.blocks) {
+    if (const auto* attention = std::get_if<layers::AttentionSpec>(&block.body)) found.insert(attention->o);
+    if (const auto* latent = std::get_if<layers::LatentAttentionSpec>(&block.body)) found.insert(latent->o);
+    if (const auto* mlp = std::get_if<layers::MlpSpec>(&block.body)) found.insert(mlp->down);
+    const auto* moe = std::get_if<layers::MoeSpec>(&block.body);
+    if (!moe) continue;
+    if (moe->shared) found.insert(moe->shared->down);
+    for (const auto& expert : moe->experts) found.insert(expert.down);
+  }
+  return found;
+}
+
+bool is_modelopt_int4(const Encoding& encoding) {
+  return encoding.dialect == Dialect::kModelOpt && (encoding.format == Format::kInt4 || encoding.format == Format::kInt4Fp8);
 }
 
 /// Servers fuse the linears of a scale group into one, and all routed experts of a layer into one kernel.
@@ -64,9 +85,10 @@ void check_fused(const layers::LayerSpec& layer, const std::map<std::string, Dec
     const layers::LinearSpec*& leader = linear.is_routed() ? expert : groups[linear.scale_group];
     if (!leader) leader = &linear;
     const Decision &first = decisions.at(leader->module), &second = decisions.at(linear.module);
-    if (first.format == second.format) continue;
-    const std::string both = leader->module + " and " + linear.module, formats = info(first.format).name + " (" + first.reason + ") and " +
-                                                                                 info(second.format).name + " (" + second.reason + ")";
+    if (first.encoding.format == second.encoding.format) continue;
+    const std::string both = leader->module + " and " + linear.module;
+    const std::string formats =
+        info(first.encoding.format).name + " (" + first.reason + ") and " + info(second.encoding.format).name + " (" + second.reason + ")";
     if (linear.is_routed())
       throw user_error("servers run all routed experts of a layer as one kernel, but " + both + " get " + formats, "quantization.rules",
                        "match all of them or none: " + experts_pattern(layer));
@@ -90,6 +112,13 @@ std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, c
   linears.push_back({&model.lm_head, nullptr});
 
   const Format base = find_format(recipe.format, recipe.where("quantization.format")).format;
+  const Dialect dialect = find_dialect(recipe.dialect, recipe.where("output.dialect"));
+  const auto encoding_of = [&](Format format) {
+    Encoding encoding{format, dialect};
+    const bool has_choice = format == Format::kInt4 || format == Format::kInt4Fp8;
+    encoding.group_size = has_choice && recipe.group_size > 0 ? recipe.group_size : info(format).group_size;
+    return encoding;
+  };
   const std::vector<Pattern> ignore(recipe.ignore.begin(), recipe.ignore.end());
   std::vector<Pattern> rules;
   std::vector<Format> rule_formats;
@@ -100,18 +129,18 @@ std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, c
   std::map<std::string, Decision> decisions;
   std::vector<int64_t> used(rules.size(), 0), ignored(rules.size(), 0);
   for (const auto& [linear, layer] : linears) {
-    Decision decision{base, recipe.preset.empty() ? "quantization.format" : "quantization.preset"};
+    Decision decision{encoding_of(base), recipe.preset.empty() ? "quantization.format" : "quantization.preset"};
     const std::string& name = linear->module;
     const auto pattern = std::find_if(ignore.begin(), ignore.end(), [&](const Pattern& p) { return p.ignores(name); });
     const bool is_ignored = pattern != ignore.end();
     for (size_t r = 0; r < rules.size(); ++r) {
       if (!rules[r].matches(name)) continue;
       (is_ignored ? ignored : used)[r] += 1;
-      decision = {rule_formats[r], "rule " + std::to_string(r + 1) + ": " + rules[r].text()};
+      decision = {encoding_of(rule_formats[r]), "rule " + std::to_string(r + 1) + ": " + rules[r].text()};
     }
-    if (is_ignored) decision = {Format::kNone, "ignore: " + pattern->text(), true};
+    if (is_ignored) decision = {encoding_of(Format::kNone), "ignore: " + pattern->text(), true};
     // A tied head is the embedding under another name: servers read one tensor for both.
-    if (!layer && model.tied && decision.format != Format::kNone) decision = {Format::kNone, "tied to the embedding"};
+    if (!layer && model.tied && decision.encoding.is_quantized()) decision = {encoding_of(Format::kNone), "tied to the embedding"};
     check_linear(*linear, decision, layer);
     decisions[name] = std::move(decision);
   }
@@ -126,13 +155,24 @@ std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, c
     throw user_error("rule '" + recipe.rules[r].match + "' matches no linear of this model", recipe.rules[r].where,
                      near.empty() ? "module names look like " + linears.front().linear->module : "did you mean '" + near + "'?");
   }
-  for (const auto& layer : model.layers) check_fused(layer, decisions);
+  for (const auto& layer : model.layers) {
+    check_fused(layer, decisions);
+    for (const int linear : output_linears(layer)) {
+      const layers::LinearSpec& spec = layer.linears[static_cast<size_t>(linear)];
+      Encoding& encoding = decisions.at(spec.module).encoding;
+      encoding.pre_quant_scale = is_modelopt_int4(encoding) && !spec.is_stacked();
+    }
+  }
+  decide_stored_factors(model, recipe, decisions);
   return decisions;
 }
 
 bool needs_calibration(const std::map<std::string, Decision>& decisions, const Recipe& recipe) {
   if (recipe.kv_cache != "none") return true;
-  return std::any_of(decisions.begin(), decisions.end(), [](const auto& entry) { return info(entry.second.format).quantizes_activations; });
+  const bool quantizes =
+      std::any_of(decisions.begin(), decisions.end(), [](const auto& entry) { return entry.second.encoding.is_quantized(); });
+  if (quantizes && recipe.method != "minmax") return true;
+  return std::any_of(decisions.begin(), decisions.end(), [](const auto& entry) { return has_input_scale(entry.second.encoding); });
 }
 
 }  // namespace ptq::recipes

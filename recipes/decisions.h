@@ -5,20 +5,21 @@
 #include <string>
 
 #include "layers/model_spec.h"
-#include "recipes/formats.h"
+#include "recipes/encoding.h"
 #include "recipes/recipe.h"
 
 namespace ptq::recipes {
 
 struct Decision {
-  Format format = Format::kNone;
+  Encoding encoding;
   std::string reason;       ///< "quantization.format", "ignore: lm_head", "rule 2: *.self_attn.*"
   bool is_ignored = false;  ///< by quantization.ignore: not even counted in the bits per weight
 };
 
 /// By module name, every linear of the layers and lm_head. A pattern of quantization.ignore without wildcards also matches names that end
-/// in it after a dot. Throws a user Error for a rule that matches nothing (or only ignored modules), linears that servers fuse with
-/// different formats (all routed experts of a layer are fused), an input width that the format's group size does not divide.
+/// in it after a dot. ModelOpt's INT4 has a pre_quant_scale beside the outputs of attention and of MLPs, ones where nothing is smoothed.
+/// Throws a user Error for a rule that matches nothing (or only ignored modules), linears that servers fuse with different formats (all
+/// routed experts of a layer are fused), and what layout_fault finds: a width that groups do not divide, experts stacked in one tensor.
 std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, const Recipe& recipe);
 
 /// Does `pattern` (glob with * and ?, or re:regex, over the whole name) match?

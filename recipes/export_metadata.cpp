@@ -4,6 +4,7 @@
 #include <set>
 
 #include "recipes/exclusions.h"
+#include "recipes/other_dialects.h"
 #include "recipes/version.h"
 
 namespace ptq::recipes {
@@ -13,44 +14,117 @@ namespace {
 /// Readers look at producer.name; the version says which of ModelOpt's layouts this is. Our own name goes into an extra key.
 Json producer() { return {{"name", "modelopt"}, {"version", "0.47.0"}, {"generator", kProgram}}; }
 
-Json layer_words(Format format) {
-  Json words{{"quant_algo", info(format).quant_algo}};
-  if (info(format).group_size > 0) words["group_size"] = info(format).group_size;
+bool is_awq(const std::string& algo) { return algo == "W4A16_AWQ" || algo == "W4A8_AWQ" || algo == "NVFP4_AWQ"; }
+
+/// What ModelOpt says of a format beside its name: `words` gets the keys. AWQ's are there with and without smoothing vectors.
+void add_group_words(const Encoding& encoding, Json& words) {
+  if (group_size(encoding) > 0 && encoding.format != Format::kMxfp4) words["group_size"] = group_size(encoding);
+  if (!is_awq(quant_algo(encoding))) return;
+  words["has_zero_point"] = false;
+  words["pre_quant_scale"] = true;
+}
+
+Json layer_words(const Encoding& encoding) {
+  Json words{{"quant_algo", quant_algo(encoding)}};
+  add_group_words(encoding, words);
   return words;
 }
 
-Json kv_scheme() { return {{"dynamic", false}, {"num_bits", 8}, {"type", "float"}}; }
+Json kv_words(const std::string& algo) {
+  if (algo == "FP8") return {{"dynamic", false}, {"num_bits", 8}, {"type", "float"}};
+  return algo;
+}
 
-/// One entry of config_groups.
-Json config_group(Format format, const std::vector<std::string>& targets) {
-  Json side{{"dynamic", false}, {"num_bits", format == Format::kFp8 ? 8 : 4}, {"type", "float"}};
-  if (info(format).group_size > 0) side["group_size"] = info(format).group_size;
+bool has_config_group(const Encoding& encoding) {
+  const std::string algo = quant_algo(encoding);
+  return algo == "FP8" || algo == "NVFP4" || algo == "W4A16_NVFP4";
+}
+
+/// One entry of config_groups. ModelOpt spells out three formats and names the others.
+Json config_group(const Encoding& encoding, const std::vector<std::string>& targets) {
+  if (!has_config_group(encoding)) return {{"quant_algo", quant_algo(encoding)}, {"targets", targets}};
+  Json side{{"dynamic", false}, {"num_bits", encoding.format == Format::kFp8 ? 8 : 4}, {"type", "float"}};
+  if (group_size(encoding) > 0) side["group_size"] = group_size(encoding);
   Json group;
-  if (info(format).quantizes_activations) group["input_activations"] = side;
+  if (quantizes_activations(encoding)) group["input_activations"] = side;
   group["weights"] = side;
   group["targets"] = targets;
   return group;
 }
 
+Json modelopt_words(const ExportMetadata& metadata) {
+  Json words = Json::object();
+  if (metadata.is_mixed()) {
+    std::vector<std::string> order;
+    std::map<std::string, std::pair<Encoding, std::vector<std::string>>> groups;
+    Json layers = Json::object();
+    for (const auto& [module, encoding] : metadata.quantized_layers) {
+      layers[module] = layer_words(encoding);
+      const std::string key = layers[module].dump();
+      if (!groups.count(key)) order.push_back(key);
+      groups[key].first = encoding;
+      groups[key].second.push_back(module);
+    }
+    Json config_groups = Json::object();
+    for (size_t i = 0; i < order.size(); ++i) {
+      auto& [encoding, targets] = groups.at(order[i]);
+      std::sort(targets.begin(), targets.end());
+      config_groups["group_" + std::to_string(i)] = config_group(encoding, targets);
+    }
+    words["config_groups"] = config_groups;
+    words["quantized_layers"] = layers;
+    words["ignore"] = Json::array();
+  } else {
+    if (!metadata.formats.empty() && has_config_group(metadata.formats[0].encoding))
+      words["config_groups"]["group_0"] = config_group(metadata.formats[0].encoding, {"Linear"});
+    words["ignore"] = metadata.excluded;
+  }
+  words["quant_algo"] = metadata.quant_algo.empty() ? Json(nullptr) : Json(metadata.quant_algo);
+  // Not in ModelOpt's own file; without it TensorRT-LLM warns that the two files disagree.
+  if (metadata.formats.size() == 1)
+    if (const Json layer = layer_words(metadata.formats[0].encoding); layer.contains("group_size"))
+      words["group_size"] = layer.at("group_size");
+  if (!metadata.kv_cache_algo.empty()) words["kv_cache_scheme"] = kv_words(metadata.kv_cache_algo);
+  words["producer"] = producer();
+  words["quant_method"] = "modelopt";
+  return words;
+}
+
+std::string kv_algo(const std::string& kv_cache) {
+  if (kv_cache == "fp8") return "FP8";
+  if (kv_cache == "nvfp4") return "NVFP4";
+  return kv_cache == "nvfp4_affine" ? "NVFP4_AFFINE" : "";
+}
+
 }  // namespace
 
 ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions,
-                               const std::string& kv_cache, const std::vector<std::string>& outside) {
+                               const std::string& kv_cache, Dialect dialect, const std::vector<std::string>& outside) {
   ExportMetadata metadata;
-  metadata.kv_cache_algo = kv_cache == "fp8" ? "FP8" : "";
+  metadata.dialect = dialect;
+  metadata.kv_cache_algo = kv_algo(kv_cache);
   std::vector<std::string> quantized, unquantized = outside;
-  std::set<Format> formats;
-  std::set<std::string> listed;
+  std::set<std::string> listed, plain_experts;
   /// Under `key` in a mixture: servers know a layer's routed experts, which have one format, as one module.
   const auto add = [&](const layers::LinearSpec& linear, const std::string& key) {
-    const Format format = decisions.at(linear.module).format;
-    if (format == Format::kNone) {
+    const Encoding& encoding = decisions.at(linear.module).encoding;
+    if (!encoding.is_quantized()) {
       unquantized.push_back(linear.module);
+      if (linear.is_routed()) plain_experts.insert(key);
       return;
     }
-    formats.insert(format);
     quantized.push_back(linear.module);
-    if (listed.insert(key).second) metadata.quantized_layers.emplace_back(key, format);
+    auto use = std::find_if(metadata.formats.begin(), metadata.formats.end(), [&](const FormatUse& other) {
+      return other.encoding.format == encoding.format && group_size(other.encoding) == group_size(encoding);
+    });
+    if (use == metadata.formats.end()) use = metadata.formats.insert(use, {encoding, false, false, {}, {}});
+    use->encoding.pre_quant_scale = use->encoding.pre_quant_scale || encoding.pre_quant_scale;
+    if (linear.is_routed()) use->containers.insert(key);
+    use->in_stacked_experts = use->in_stacked_experts || linear.is_stacked();
+    use->has_partial_blocks = use->has_partial_blocks || (encoding.format == Format::kFp8Blocks && linear.in % 128 != 0);
+    if (!listed.insert(key).second) return;
+    use->modules.push_back(key);
+    metadata.quantized_layers.emplace_back(key, encoding);
   };
   for (const auto& layer : model.layers) {
     const layers::MoeSpec* moe = layer.moe();
@@ -61,32 +135,34 @@ ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<st
     if (moe) unquantized.push_back(moe->router.module);
   }
   add(model.lm_head, model.lm_head.module);
-  unquantized.push_back(model.embedding.substr(0, model.embedding.rfind('.')));
+  if (dialect == Dialect::kModelOpt) unquantized.push_back(model.embedding.substr(0, model.embedding.rfind('.')));
 
-  if (formats.size() > 1) {
+  if (metadata.formats.size() > 1)
     metadata.quant_algo = "MIXED_PRECISION";
-    return metadata;
-  }
-  metadata.quantized_layers.clear();
-  if (formats.empty()) return metadata;
-  metadata.quant_algo = info(*formats.begin()).quant_algo;
-  metadata.group_size = info(*formats.begin()).group_size;
-  metadata.excluded = summarize_excluded(unquantized, quantized);
+  else
+    metadata.quantized_layers.clear();
+  if (metadata.formats.size() == 1) metadata.quant_algo = quant_algo(metadata.formats[0].encoding);
+  if (metadata.formats.empty()) return metadata;
+  if (dialect != Dialect::kModelOpt)
+    metadata.excluded = exact_exclusions(unquantized, plain_experts);
+  else if (!metadata.is_mixed())
+    metadata.excluded = summarize_excluded(unquantized, quantized);
   return metadata;
 }
 
-Json hf_quant_config(const ExportMetadata& metadata) {
+std::optional<Json> hf_quant_config(const ExportMetadata& metadata) {
+  if (metadata.dialect != Dialect::kModelOpt || metadata.is_plain()) return std::nullopt;
   const auto word = [](const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); };
   Json quantization{{"quant_algo", word(metadata.quant_algo)}, {"kv_cache_quant_algo", word(metadata.kv_cache_algo)}};
-  if (metadata.quant_algo == "MIXED_PRECISION" || metadata.quant_algo.empty()) {
-    Json layers = Json::object();
-    for (const auto& [module, format] : metadata.quantized_layers) layers[module] = layer_words(format);
-    quantization["quantized_layers"] = layers;
-  } else {
-    if (metadata.group_size > 0) quantization["group_size"] = metadata.group_size;
+  if (metadata.formats.size() == 1) {
+    add_group_words(metadata.formats[0].encoding, quantization);
     quantization["exclude_modules"] = metadata.excluded;
+  } else {
+    Json layers = Json::object();
+    for (const auto& [module, encoding] : metadata.quantized_layers) layers[module] = layer_words(encoding);
+    quantization["quantized_layers"] = layers;
   }
-  return {{"producer", producer()}, {"quantization", quantization}};
+  return Json{{"producer", producer()}, {"quantization", quantization}};
 }
 
 Json quantized_config(const Json& source_config, const ExportMetadata& metadata) {
@@ -95,37 +171,18 @@ Json quantized_config(const Json& source_config, const ExportMetadata& metadata)
     config.erase(older);
     if (config.contains("text_config") && config.at("text_config").is_object()) config.at("text_config").erase(older);
   }
-  if (metadata.quant_algo.empty() && metadata.kv_cache_algo.empty()) return config;
-  Json words = Json::object();
-  if (metadata.quant_algo == "MIXED_PRECISION") {
-    std::vector<Format> order;
-    std::map<Format, std::vector<std::string>> targets;
-    Json layers = Json::object();
-    for (const auto& [module, format] : metadata.quantized_layers) {
-      if (!targets.count(format)) order.push_back(format);
-      targets[format].push_back(module);
-      layers[module] = layer_words(format);
-    }
-    Json groups = Json::object();
-    for (size_t i = 0; i < order.size(); ++i) {
-      std::sort(targets[order[i]].begin(), targets[order[i]].end());
-      groups["group_" + std::to_string(i)] = config_group(order[i], targets[order[i]]);
-    }
-    words["config_groups"] = groups;
-    words["quantized_layers"] = layers;
-    words["ignore"] = Json::array();
-  } else {
-    for (const Format format : {Format::kFp8, Format::kNvfp4, Format::kNvfp4WeightOnly})
-      if (info(format).quant_algo == metadata.quant_algo) words["config_groups"]["group_0"] = config_group(format, {"Linear"});
-    words["ignore"] = metadata.excluded;
+  if (metadata.is_plain()) return config;
+  switch (metadata.dialect) {
+    case Dialect::kModelOpt:
+      config["quantization_config"] = modelopt_words(metadata);
+      break;
+    case Dialect::kCompressedTensors:
+      config["quantization_config"] = compressed_words(metadata);
+      break;
+    case Dialect::kDeepseekFp8:
+      config["quantization_config"] = deepseek_words(metadata);
+      break;
   }
-  words["quant_algo"] = metadata.quant_algo.empty() ? Json(nullptr) : Json(metadata.quant_algo);
-  // Not in ModelOpt's own file; without it TensorRT-LLM warns that the two files disagree.
-  if (metadata.group_size > 0) words["group_size"] = metadata.group_size;
-  if (!metadata.kv_cache_algo.empty()) words["kv_cache_scheme"] = kv_scheme();
-  words["producer"] = producer();
-  words["quant_method"] = "modelopt";
-  config["quantization_config"] = words;
   return config;
 }
 
@@ -147,8 +204,10 @@ std::vector<std::string> metadata_faults(const Json& file, const Json& words) {
         "the two JSON files name different quantized_layers");
   claim(std::is_sorted(excluded.begin(), excluded.end()) && std::adjacent_find(excluded.begin(), excluded.end()) == excluded.end(),
         "exclude_modules is not sorted and unique");
-  const bool kv_null = !quantization.contains("kv_cache_quant_algo") || quantization.at("kv_cache_quant_algo").is_null();
-  claim(kv_null != words.contains("kv_cache_scheme"), "kv_cache_scheme and kv_cache_quant_algo disagree");
+  const Json kv = quantization.value("kv_cache_quant_algo", Json(nullptr));
+  claim(kv.is_null() != words.contains("kv_cache_scheme"), "kv_cache_scheme and kv_cache_quant_algo disagree");
+  claim(kv.is_null() || !words.contains("kv_cache_scheme") || words.at("kv_cache_scheme") == kv_words(kv.get<std::string>()),
+        "kv_cache_scheme is not that of kv_cache_quant_algo");
   return faults;
 }
 
@@ -157,32 +216,6 @@ Json generation_config(const Json& source) {
   const auto has_value = [&](const char* key) { return config.contains(key) && !config.at(key).is_null(); };
   if (has_value("top_k") || has_value("top_p")) config["do_sample"] = true;
   return config;
-}
-
-std::vector<EngineSupport> engine_support(const ExportMetadata& metadata, const std::string& output_path) {
-  const bool nothing = metadata.quant_algo.empty();
-  const std::string no_algo = nothing && !metadata.kv_cache_algo.empty() ? "rejects a quantized KV cache without quantized weights" : "";
-  const bool has_nvfp4 = std::any_of(metadata.quantized_layers.begin(), metadata.quantized_layers.end(),
-                                     [](const auto& layer) { return info(layer.second).group_size > 0; });
-  std::string sglang = no_algo;
-  if (metadata.quant_algo == "MIXED_PRECISION" && !has_nvfp4) sglang = "needs at least one NVFP4 layer in a mixed checkpoint";
-  const std::string flag = nothing                                                                    ? ""
-                           : metadata.quant_algo == "FP8" || metadata.quant_algo == "MIXED_PRECISION" ? " --quantization modelopt"
-                                                                                                      : " --quantization modelopt_fp4";
-  return {{"vllm", no_algo.empty(), no_algo, "vllm serve " + output_path},
-          {"sglang", sglang.empty(), sglang, "python3 -m sglang.launch_server --model-path " + output_path + flag},
-          {"tensorrt-llm", true, "", "trtllm-serve " + output_path}};
-}
-
-void check_engine(const Recipe& recipe, const ExportMetadata& metadata) {
-  std::string reasons;
-  for (const EngineSupport& engine : engine_support(metadata, recipe.output_path)) {
-    if (engine.loads && (recipe.engine == "any" || recipe.engine == engine.engine)) return;
-    if (recipe.engine == "any" || recipe.engine == engine.engine)
-      reasons += (reasons.empty() ? "" : "; ") + engine.engine + " " + engine.reason;
-  }
-  throw user_error("no engine asked for loads such a checkpoint: " + reasons, recipe.where("output.engine"),
-                   "choose another format, kv_cache or engine");
 }
 
 }  // namespace ptq::recipes

@@ -1,9 +1,10 @@
 #pragma once
-// The words of the checkpoint: hf_quant_config.json and config.json's quantization_config in ModelOpt's layout, made from one object so
-// that they cannot disagree, and read back.
+// What an export is, in words: made from the decisions once, so that the JSON files made from it cannot disagree. The files of ModelOpt's
+// dialect are here, those of the others in other_dialects.h.
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -15,38 +16,41 @@ namespace ptq::recipes {
 
 using checkpoint::Json;
 
+/// One of the export's formats, and where it is met: engines load some formats only in some places.
+struct FormatUse {
+  Encoding encoding;                 ///< pre_quant_scale: of any linear
+  bool in_stacked_experts = false;   ///< in one tensor for all experts
+  bool has_partial_blocks = false;   ///< FP8 blocks: some input width is no multiple of 128
+  std::vector<std::string> modules;  ///< in model order; all routed experts of a layer are one
+  std::set<std::string> containers;  ///< those of `modules` that are a layer's routed experts, stacked or not
+};
+
 struct ExportMetadata {
-  std::string quant_algo;     ///< "" when only the KV cache is quantized
-  std::string kv_cache_algo;  ///< "" for none
-  int64_t group_size = 0;
-  std::vector<std::string> excluded;  ///< uniform formats: exclude_modules
+  Dialect dialect = Dialect::kModelOpt;
+  std::string quant_algo;          ///< ModelOpt's name; "" when only the KV cache is quantized, MIXED_PRECISION with several formats
+  std::string kv_cache_algo;       ///< "" for none
+  std::vector<FormatUse> formats;  ///< in order of first appearance
+  /// Modules left alone. ModelOpt, uniform formats: exclude_modules. Other dialects: full names, "re:..." for a layer's routed experts.
+  std::vector<std::string> excluded;
   /// MIXED_PRECISION: in module order, one key for all routed experts of a layer.
-  std::vector<std::pair<std::string, Format>> quantized_layers;
+  std::vector<std::pair<std::string, Encoding>> quantized_layers;
+
+  bool is_mixed() const { return formats.size() > 1; }
+  bool is_plain() const { return formats.empty() && kv_cache_algo.empty(); }
 };
 
 /// `outside`: the modules that own a matrix and are no part of the spec (multi-token prediction, a vision tower): servers must be told that
 /// they are not quantized, as they are told of routers and the embedding.
 ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions,
-                               const std::string& kv_cache, const std::vector<std::string>& outside);
+                               const std::string& kv_cache, Dialect dialect, const std::vector<std::string>& outside);
 
-/// hf_quant_config.json.
-Json hf_quant_config(const ExportMetadata& metadata);
+/// hf_quant_config.json; nothing in the dialects that have none, and for plain models.
+std::optional<Json> hf_quant_config(const ExportMetadata& metadata);
 /// The source's config.json with the quantization_config of this export in place of any other; every other key as it was.
 Json quantized_config(const Json& source_config, const ExportMetadata& metadata);
 /// Where hf_quant_config.json and config.json's quantization_config contradict each other or the format, a sentence each.
 std::vector<std::string> metadata_faults(const Json& file, const Json& words);
 /// generation_config.json as servers accept it: do_sample is true where top_k or top_p is set.
 Json generation_config(const Json& source);
-
-/// Engines that load this export, of vllm, sglang, tensorrt-llm, with the reason for each that does not.
-struct EngineSupport {
-  std::string engine;
-  bool loads = false;
-  std::string reason;   ///< why not
-  std::string command;  ///< how to serve it
-};
-std::vector<EngineSupport> engine_support(const ExportMetadata& metadata, const std::string& output_path);
-/// Throws a user Error when the recipe's engine cannot load this export, or, for "any", when none can.
-void check_engine(const Recipe& recipe, const ExportMetadata& metadata);
 
 }  // namespace ptq::recipes

@@ -6,7 +6,7 @@ namespace ptq::recipes {
 
 namespace {
 
-constexpr float kE4M3Max = 448.0f, kE2M1Max = 6.0f;
+constexpr float kE4M3Max = 448.0f, kE2M1Max = 6.0f, kInt4Max = 7.0f;
 
 float or_format_max(float amax, float format_max, const std::string& module, const char* what, std::vector<ScaleNote>& notes) {
   if (amax > 0) return amax;
@@ -23,14 +23,26 @@ float experts_input_amax(const LayerStatistics& statistics, bool feeds_down, con
   return amax;
 }
 
-/// The amax that an input of zeros is taken for, and what an amax is divided by.
-float zero_means(Format format) { return format == Format::kFp8 ? kE4M3Max : kE2M1Max; }
-float step_of(Format format) { return format == Format::kFp8 ? kE4M3Max : kE2M1Max * kE4M3Max; }
-
 }  // namespace
 
-float weight_scale(Format format, float amax, const std::string& module, std::vector<ScaleNote>& notes) {
-  return or_format_max(amax, zero_means(format), module, "the weight", notes) / step_of(format);
+float weight_scale(const Encoding& encoding, float amax, const std::string& module, std::vector<ScaleNote>& notes) {
+  switch (encoding.format) {
+    case Format::kFp8:
+      return or_format_max(amax, kE4M3Max, module, "the weight", notes) / kE4M3Max;
+    case Format::kNvfp4:
+    case Format::kNvfp4WeightOnly:
+      return or_format_max(amax, kE2M1Max, module, "the weight", notes) / (kE2M1Max * kE4M3Max);
+    case Format::kInt4Fp8:
+      return or_format_max(amax, kInt4Max, module, "the weight", notes) / kInt4Max * kInt4Max / kE4M3Max;
+    default:
+      return 1.0f;
+  }
+}
+
+float input_scale(const Encoding& encoding, float amax, const std::string& module, std::vector<ScaleNote>& notes) {
+  if (!has_input_scale(encoding)) return 1.0f;
+  const FormatInfo& format = info(encoding.format);
+  return or_format_max(amax, format.input_zero_means, module, "the input", notes) / format.input_step;
 }
 
 std::vector<LinearScales> minmax_scales(const layers::LayerSpec& layer, const std::map<std::string, Decision>& decisions,
@@ -44,26 +56,27 @@ std::vector<LinearScales> minmax_scales(const layers::LayerSpec& layer, const st
   std::vector<LinearScales> scales(layer.linears.size());
   for (size_t i = 0; i < layer.linears.size(); ++i) {
     const layers::LinearSpec& linear = layer.linears[i];
-    const Format format = decisions.at(linear.module).format;
-    if (format == Format::kNone) continue;
+    const Encoding& encoding = decisions.at(linear.module).encoding;
+    if (!encoding.is_quantized()) continue;
+    const FormatInfo& format = info(encoding.format);
     // Experts fuse gate and up before they are quantized, so that those share a scale even in FP8.
-    const bool shares_scale = info(format).shares_weight_scale || linear.is_routed();
+    const bool shares_scale = format.shares_weight_scale || linear.is_routed();
     const float weight_amax = shares_scale ? group_amax.at(linear.scale_group) : statistics.weight_amax[i];
-    scales[i].weight_scale = weight_scale(format, weight_amax, linear.module, notes);
-    if (!info(format).quantizes_activations) continue;
+    scales[i].weight_scale = weight_scale(encoding, weight_amax, linear.module, notes);
+    if (!has_input_scale(encoding)) continue;
     if (!linear.is_routed()) {
       scales[i].input_scale =
-          or_format_max(statistics.input_amax.at(linear.input_group), zero_means(format), linear.module, "the input", notes) /
-          step_of(format);
+          or_format_max(statistics.input_amax.at(linear.input_group), format.input_zero_means, linear.module, "the input", notes) /
+          format.input_step;
       continue;
     }
     auto found = experts_input.find(linear.feeds_down);
     if (found == experts_input.end()) {
-      const float amax = or_format_max(experts_input_amax(statistics, linear.feeds_down, linear.module), zero_means(format), linear.module,
-                                       "the input of all experts", notes);
+      const float amax = or_format_max(experts_input_amax(statistics, linear.feeds_down, linear.module), format.input_zero_means,
+                                       linear.module, "the input of all experts", notes);
       found = experts_input.emplace(linear.feeds_down, amax).first;
     }
-    scales[i].input_scale = found->second / step_of(format);
+    scales[i].input_scale = found->second / format.input_step;
   }
   return scales;
 }

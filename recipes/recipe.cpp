@@ -3,9 +3,11 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
+#include <charconv>
 
 #include "kernels/core/error.h"
 #include "recipes/formats.h"
+#include "recipes/range.h"
 #include "recipes/section.h"
 
 namespace ptq::recipes {
@@ -40,6 +42,121 @@ void at_least(const Recipe& recipe, const std::string& key, int64_t value, int64
     throw user_error("'" + key + "' is " + std::to_string(value) + ", less than " + std::to_string(least), recipe.where(key));
 }
 
+/// An alpha is a number from 0 to 1 or the word auto.
+void read_smoothquant(Section smoothquant, Recipe& recipe) {
+  std::string alpha;
+  smoothquant.read("alpha", alpha);
+  smoothquant.finish();
+  if (alpha.empty()) return;
+  recipe.smoothquant.alpha_auto = alpha == "auto";
+  if (recipe.smoothquant.alpha_auto) return;
+  const char* end = alpha.data() + alpha.size();
+  const auto [stop, fault] = std::from_chars(alpha.data(), end, recipe.smoothquant.alpha);
+  if (fault != std::errc() || stop != end || !(recipe.smoothquant.alpha >= 0 && recipe.smoothquant.alpha <= 1))
+    throw user_error("'quantization.smoothquant.alpha' is neither a number from 0 to 1 nor auto",
+                     recipe.where("quantization.smoothquant.alpha"), "1.0 is ModelOpt's");
+}
+
+void read_awq(Section awq, Recipe& recipe) {
+  awq.read("grid", recipe.awq.grid);
+  awq.read("clip", recipe.awq.clip);
+  awq.read("error_feedback", recipe.awq.error_feedback);
+  if (awq.has("fold")) awq.read_choice("fold", recipe.awq.fold, {"all", "modelopt", "none"});
+  awq.finish();
+  at_least(recipe, "quantization.awq.grid", recipe.awq.grid, 1);
+}
+
+void read_range(Section range, Recipe& recipe) {
+  range.read_choice("weights", recipe.range.weights, {"amax", "mse"});
+  range.read_choice("activations", recipe.range.activations, {"amax", "percentile", "mse"});
+  range.read("percentile", recipe.range.percentile);
+  range.finish();
+  if (!(recipe.range.percentile > 50 && recipe.range.percentile <= 100))
+    throw user_error("'quantization.range.percentile' is not above 50 and at most 100", recipe.where("quantization.range.percentile"),
+                     "99.99 leaves out one value of ten thousand");
+}
+
+bool has_four_bits(Format format) {
+  return format == Format::kInt4 || format == Format::kInt4Fp8 || format == Format::kNvfp4 || format == Format::kNvfp4WeightOnly;
+}
+
+/// Formats of the recipe, that of all modules first.
+std::vector<Format> formats_of(const Recipe& recipe) {
+  std::vector<Format> formats{find_format(recipe.format, recipe.where("quantization.format")).format};
+  for (const Rule& rule : recipe.rules) formats.push_back(find_format(rule.format, rule.where).format);
+  return formats;
+}
+
+/// Ranges are searched by min-max calibration; smoothing has searches of its own.
+void check_range(const Recipe& recipe) {
+  if (recipe.range.weights == "amax" && recipe.range.activations == "amax") return;
+  if (recipe.method != "minmax")
+    throw user_error("quantization.range belongs to method minmax, but the method is " + recipe.method, recipe.where("quantization.range"),
+                     "remove it: " + recipe.method + " searches ranges by itself");
+  if (recipe.range.activations != "amax" && !recipe.reuse.empty())
+    throw user_error("the statistics of an earlier run hold no counts of magnitudes", recipe.where("quantization.range.activations"),
+                     "use activations: amax, or remove calibration.reuse");
+  const std::vector<Format> formats = formats_of(recipe);
+  if (recipe.range.weights != "amax" && std::none_of(formats.begin(), formats.end(), has_row_range))
+    throw user_error(recipe.format + " has no scales of rows or groups whose range could be searched",
+                     recipe.where("quantization.range.weights"), "use weights: amax, or a format such as int4, int8, fp8_pc_pt or nvfp4");
+}
+
+void check_method(const Recipe& recipe) {
+  const std::vector<Format> formats = formats_of(recipe);
+  const std::string where = recipe.where("quantization.method");
+  if (recipe.method == "autoquantize")
+    throw user_error("method 'autoquantize' is not supported by this version", where, "use minmax, smoothquant or awq");
+  if (recipe.method != "minmax" && recipe.method != "smoothquant" && recipe.method != "awq")
+    throw user_error("method '" + recipe.method + "' is unknown", where, "use one of: minmax, smoothquant, awq");
+  const bool has_int8 = std::count(formats.begin(), formats.end(), Format::kInt8) > 0;
+  const bool has_four = std::any_of(formats.begin(), formats.end(), has_four_bits);
+  if ((recipe.method == "smoothquant" && !has_int8) || (recipe.method == "awq" && !has_four))
+    throw user_error("method " + recipe.method +
+                         (recipe.method == "awq" ? " searches scales of 4-bit weights" : " smooths the inputs of int8") +
+                         ", but the format is " + recipe.format,
+                     where,
+                     has_four   ? "use method: awq, or minmax"
+                     : has_int8 ? "use method: smoothquant, or minmax"
+                                : "use method: minmax (awq is for int4, w4a8, nvfp4 and w4a16_nvfp4, smoothquant for int8)");
+}
+
+void check_groups(const Recipe& recipe) {
+  const std::string where = recipe.where("quantization.group_size");
+  if (recipe.group_size == 0) return;
+  const std::vector<Format> formats = formats_of(recipe);
+  const auto has_choice = [](Format format) { return format == Format::kInt4 || format == Format::kInt4Fp8; };
+  if (std::none_of(formats.begin(), formats.end(), has_choice)) {
+    const int64_t own = info(formats[0]).group_size;
+    if (recipe.group_size == own) return;
+    throw user_error(recipe.format + (own > 0 ? " always groups " + std::to_string(own) + " inputs" : " has no groups"), where,
+                     "remove quantization.group_size");
+  }
+  if (recipe.group_size < 8 || recipe.group_size % 8 != 0)
+    throw user_error("'quantization.group_size' is " + std::to_string(recipe.group_size) + ", not a positive multiple of 8", where,
+                     "use 128 (the default), 64 or 32");
+}
+
+/// What a dialect cannot say, whatever the model.
+void check_dialect(const Recipe& recipe) {
+  const Dialect dialect = find_dialect(recipe.dialect, recipe.where("output.dialect"));
+  if (dialect == Dialect::kModelOpt) return;
+  if (recipe.method != "minmax" && recipe.fold() != "all")
+    throw user_error(
+        "dialect " + recipe.dialect + " cannot hold smoothing factors beside a weight, as awq.fold: " + recipe.fold() + " stores them",
+        recipe.where("quantization.awq.fold"), "use awq.fold: all, or output.dialect: modelopt");
+  if (dialect == Dialect::kDeepseekFp8)
+    for (const Format format : formats_of(recipe))
+      if (format != Format::kFp8Blocks && format != Format::kNone)
+        throw user_error("dialect deepseek-fp8 holds fp8_pb_wo alone, not " + info(format).name, recipe.where("output.dialect"),
+                         "use quantization.preset: fp8_pb_wo, or output.dialect: modelopt or compressed-tensors");
+  const bool has_word = recipe.kv_cache == "none" || (dialect == Dialect::kCompressedTensors && recipe.kv_cache == "fp8");
+  if (!has_word)
+    throw user_error("dialect " + recipe.dialect + " has no words for kv_cache: " + recipe.kv_cache, recipe.where("quantization.kv_cache"),
+                     dialect == Dialect::kCompressedTensors ? "use kv_cache: fp8 or none, or output.dialect: modelopt"
+                                                            : "use kv_cache: none, or output.dialect: modelopt");
+}
+
 void read_quantization(Section quantization, Recipe& recipe) {
   bool has_format = false, has_method = false;
   quantization.read("preset", recipe.preset);
@@ -51,17 +168,19 @@ void read_quantization(Section quantization, Recipe& recipe) {
   quantization.read_choice("kv_cache", recipe.kv_cache, {"none", "fp8", "nvfp4", "nvfp4_affine"});
   quantization.read("ignore", recipe.ignore);
   quantization.read_rules("rules", recipe.rules);
-  int64_t group_size = 0;
-  quantization.read("group_size", group_size);
+  quantization.read("group_size", recipe.group_size);
+  read_range(quantization.section("range"), recipe);
   quantization.read_choice("fp8_quotient", recipe.fp8_quotient, {"exact", "modelopt"});
-  for (const char* later : {"smoothquant", "awq", "autoquantize"}) quantization.never(later, "it belongs to a method of a later one");
+  read_smoothquant(quantization.section("smoothquant"), recipe);
+  read_awq(quantization.section("awq"), recipe);
+  quantization.never("autoquantize", "it belongs to a method of a later one");
   quantization.finish();
 
   if (!recipe.preset.empty() && (has_format || has_method))
     throw user_error("preset stands for a format and a method: give it alone, or both of them", recipe.where("quantization.preset"),
                      "remove quantization." + std::string(has_format ? "format" : "method"));
   if (!recipe.preset.empty()) {
-    const Preset preset = find_preset(recipe.preset, recipe.where("quantization.preset"));
+    const Preset& preset = find_preset(recipe.preset, recipe.where("quantization.preset"));
     recipe.format = preset.format;
     recipe.method = preset.method;
   } else {
@@ -71,17 +190,9 @@ void read_quantization(Section quantization, Recipe& recipe) {
     if (has_format) recipe.format = format;
     if (has_method) recipe.method = method;
   }
-  find_format(recipe.format, recipe.where("quantization.format"));
-  for (const Rule& rule : recipe.rules) find_format(rule.format, rule.where);
-  const int64_t own_groups = find_format(recipe.format, "").group_size;
-  if (group_size != 0 && group_size != own_groups)
-    throw user_error(recipe.format + (own_groups > 0 ? " always groups " + std::to_string(own_groups) + " inputs" : " has no groups"),
-                     recipe.where("quantization.group_size"), "remove quantization.group_size");
-  if (recipe.method != "minmax")
-    throw user_error("method '" + recipe.method + "' is not supported by this version", recipe.where("quantization.method"), "use minmax");
-  if (recipe.kv_cache != "none" && recipe.kv_cache != "fp8")
-    throw user_error("kv_cache '" + recipe.kv_cache + "' is not supported by this version", recipe.where("quantization.kv_cache"),
-                     "use fp8 or none");
+  check_method(recipe);
+  check_range(recipe);
+  check_groups(recipe);
 }
 
 }  // namespace
@@ -126,8 +237,8 @@ Recipe parse_recipe(const std::string& text, const std::string& file, const std:
   calibration.read("pack", recipe.pack);
   calibration.read("drop_short", recipe.drop_short);
   calibration.read("seed", recipe.seed);
-  calibration.only<std::string>("reuse", "", "statistics are collected anew");
-  calibration.only<bool>("keep_gram", false, "there are no Gram matrices to keep");
+  calibration.read("reuse", recipe.reuse);
+  calibration.read("keep_gram", recipe.keep_gram);
   calibration.finish();
 
   read_quantization(top.section("quantization"), recipe);
@@ -180,8 +291,7 @@ Recipe parse_recipe(const std::string& text, const std::string& file, const std:
   at_least(recipe, "output.max_shard_size", recipe.max_shard_size, 1);
   if (recipe.device == "cuda")
     throw user_error("this build has no CUDA backend", recipe.where("device"), "use device: cpu, or build with ./dev build cuda");
-  if (recipe.dialect != "modelopt")
-    throw user_error("dialect '" + recipe.dialect + "' is not supported by this version", recipe.where("output.dialect"), "use modelopt");
+  check_dialect(recipe);
   return recipe;
 }
 

@@ -22,6 +22,27 @@ struct MoeRules {
   bool force_route = false;          ///< send tokens to every expert in a statistics-only pass, besides those it is routed
 };
 
+/// quantization.smoothquant: channel maxima of inputs move into the weights, max|x|^alpha / max|w|^(1 - alpha).
+struct SmoothQuantRules {
+  double alpha = 1.0;
+  bool alpha_auto = false;
+};
+
+/// quantization.awq.
+struct AwqRules {
+  int64_t grid = 20;  ///< strengths tried
+  bool clip = true;
+  bool error_feedback = true;
+  std::string fold;  ///< all | modelopt | none; "": all, but modelopt for engine tensorrt-llm
+};
+
+/// quantization.range: see recipes/range.h.
+struct RangeRules {
+  std::string weights = "amax";      ///< amax | mse: of every group, row or block that has a scale
+  std::string activations = "amax";  ///< amax | percentile | mse: of inputs with one static scale
+  double percentile = 99.99;         ///< of magnitudes, that the range covers
+};
+
 struct Recipe {
   std::string file;
 
@@ -33,14 +54,20 @@ struct Recipe {
   bool pack = true;
   bool drop_short = false;
   int64_t seed = 0;
+  std::string reuse;       ///< calibration.h5 of an earlier run instead of a forward pass; "": none
+  bool keep_gram = false;  ///< Gram matrices are kept in this run's calibration.h5
 
   std::string preset;  ///< "" when spelled out
   std::string format = "none";
-  std::string method = "minmax";
+  std::string method = "minmax";  ///< minmax | smoothquant | awq
   std::string kv_cache = "none";
   std::vector<std::string> ignore{"lm_head"};
   std::vector<Rule> rules;
+  int64_t group_size = 0;  ///< of INT4; 0: the format's own
   std::string fp8_quotient = "exact";
+  RangeRules range;
+  SmoothQuantRules smoothquant;
+  AwqRules awq;
 
   MoeRules moe;
   int64_t tensor = 1, pipeline = 1, expert = 1;
@@ -57,6 +84,8 @@ struct Recipe {
   bool verify = true;
   bool report = true;
 
+  /// What becomes of smoothing factors: all | modelopt | none.
+  std::string fold() const { return !awq.fold.empty() ? awq.fold : engine == "tensorrt-llm" && dialect == "modelopt" ? "modelopt" : "all"; }
   /// Where a key was written, for errors: "recipe.yaml:14  quantization.format" or "command line  quantization.format".
   std::string where(const std::string& key) const;
   bool is_overridden(const std::string& key) const;

@@ -31,7 +31,9 @@ std::string to_yaml(const Recipe& recipe, bool all) {
   out << YAML::Key << "data" << YAML::Value << YAML::Flow << recipe.calibration_data;
   out << YAML::Key << "samples" << YAML::Value << recipe.samples << YAML::Key << "sequence_length" << YAML::Value << recipe.sequence_length;
   out << YAML::Key << "pack" << YAML::Value << recipe.pack << YAML::Key << "drop_short" << YAML::Value << recipe.drop_short;
-  out << YAML::Key << "seed" << YAML::Value << recipe.seed << YAML::EndMap;
+  out << YAML::Key << "seed" << YAML::Value << recipe.seed;
+  if (!recipe.reuse.empty()) out << YAML::Key << "reuse" << YAML::Value << recipe.reuse;
+  out << YAML::Key << "keep_gram" << YAML::Value << recipe.keep_gram << YAML::EndMap;
   out << YAML::Key << "quantization" << YAML::Value << YAML::BeginMap;
   out << YAML::Key << "format" << YAML::Value << recipe.format << YAML::Key << "method" << YAML::Value << recipe.method;
   out << YAML::Key << "kv_cache" << YAML::Value << recipe.kv_cache << YAML::Key << "ignore" << YAML::Value << YAML::Flow << recipe.ignore;
@@ -39,7 +41,23 @@ std::string to_yaml(const Recipe& recipe, bool all) {
   for (const Rule& rule : recipe.rules)
     out << YAML::Flow << YAML::BeginMap << YAML::Key << "match" << YAML::Value << YAML::DoubleQuoted << rule.match << YAML::Key << "format"
         << YAML::Value << rule.format << YAML::EndMap;
-  out << YAML::EndSeq << YAML::Key << "fp8_quotient" << YAML::Value << recipe.fp8_quotient << YAML::EndMap;
+  out << YAML::EndSeq;
+  if (recipe.group_size > 0) out << YAML::Key << "group_size" << YAML::Value << recipe.group_size;
+  out << YAML::Key << "range" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "weights" << YAML::Value
+      << recipe.range.weights << YAML::Key << "activations" << YAML::Value << recipe.range.activations << YAML::Key << "percentile"
+      << YAML::Value << shortest(recipe.range.percentile) << YAML::EndMap;
+  out << YAML::Key << "fp8_quotient" << YAML::Value << recipe.fp8_quotient;
+  if (recipe.method == "smoothquant")
+    out << YAML::Key << "smoothquant" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "alpha" << YAML::Value
+        << (recipe.smoothquant.alpha_auto ? "auto" : shortest(recipe.smoothquant.alpha)) << YAML::EndMap;
+  if (recipe.method == "awq") {
+    out << YAML::Key << "awq" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "grid" << YAML::Value << recipe.awq.grid
+        << YAML::Key << "clip" << YAML::Value << recipe.awq.clip << YAML::Key << "error_feedback" << YAML::Value
+        << recipe.awq.error_feedback;
+    if (!recipe.awq.fold.empty()) out << YAML::Key << "fold" << YAML::Value << recipe.awq.fold;
+    out << YAML::EndMap;
+  }
+  out << YAML::EndMap;
   out << YAML::Key << "moe" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "min_tokens_per_expert" << YAML::Value
       << recipe.moe.min_tokens_per_expert << YAML::Key << "unseen" << YAML::Value << recipe.moe.unseen << YAML::Key << "fail_below_coverage"
       << YAML::Value << shortest(recipe.moe.fail_below_coverage) << YAML::Key << "force_route" << YAML::Value << recipe.moe.force_route

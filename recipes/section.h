@@ -17,6 +17,8 @@ class Section {
   /// `path` is the dotted path of this mapping, "" at the top. Lines of the keys that are read go into recipe.lines.
   Section(const YAML::Node& node, std::string path, Recipe& recipe);
   Section section(const std::string& key) { return {take(key), dotted(key), recipe_}; }
+  /// The key was written, with a value.
+  bool has(const std::string& key) { return take(key).IsDefined(); }
 
   /// Each leaves `value` as it is when the key is absent or null.
   void read(const std::string& key, std::string& value);

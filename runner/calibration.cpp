@@ -1,8 +1,12 @@
 #include "runner/calibration.h"
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
 
 #include "kernels/ops.h"
+#include "recipes/kv_cache.h"
+#include "recipes/range.h"
 
 namespace ptq::runner {
 
@@ -34,8 +38,24 @@ float checked_amax(const Tensor& rows, const std::string& name, const std::strin
 }
 
 Calibration::Calibration(const SourceModel& source, const recipes::Recipe& recipe, const ExportPlan& plan, const parallel::Mesh& mesh,
-                         OutputStream& output, int64_t tokens)
-    : source_(source), recipe_(recipe), plan_(plan), mesh_(mesh), output_(output), tokens_(tokens) {}
+                         OutputStream& output, const std::vector<int64_t>& row_lengths, StatisticsPlan statistics)
+    : source_(source),
+      recipe_(recipe),
+      plan_(plan),
+      mesh_(mesh),
+      output_(output),
+      statistics_plan_(std::move(statistics)),
+      reused_(statistics_plan_.reused),
+      tokens_(reused_ ? reused_->tokens() : std::accumulate(row_lengths.begin(), row_lengths.end(), int64_t{0})),
+      observer_(recipes::kv_format(recipe.kv_cache) == recipes::KvFormat::kNvfp4Affine, recipe.range.activations != "amax"),
+      collector_(collector_options(row_lengths), seconds_) {
+  for (const auto& layer : source.spec.layers) {
+    std::vector<recipes::ScaleNote> notes;
+    smoothing_[layer.index] = recipes::plan_smoothing(layer, plan.decisions, recipe, notes);
+    groups_[layer.index] = layers::smoothing_groups(layer);
+    if (mesh.stage().rank() == 0 && mesh.pipeline_rank() == 0) notes_.insert(notes_.end(), notes.begin(), notes.end());
+  }
+}
 
 void Calibration::loaded(const LayerTensors& tensors) {
   std::vector<float>& amax = weight_amax_[tensors.layer->index];
@@ -45,6 +65,10 @@ void Calibration::loaded(const LayerTensors& tensors) {
     const float found = checked_amax(tensors.shares[i], spec.name, source_.reader->folder() + "/" + source_.reader->at(spec.name).file);
     if (spec.is_weight()) amax[static_cast<size_t>(spec.linear)] = found;
   }
+  if (!reused_) return;
+  const auto& plans = smoothing(*tensors.layer).groups;
+  const bool uses_grams = std::any_of(plans.begin(), plans.end(), [](const auto& plan) { return plan.needs.gram || plan.needs.sample; });
+  reused_->load(*tensors.layer, uses_grams && mesh_.stage().rank() == 0);
 }
 
 std::optional<Error> Calibration::error() {
@@ -97,13 +121,54 @@ std::vector<recipes::LayerStatistics> Calibration::merge(const std::vector<Layer
       expert.forced = *next_count++;
       statistics.experts.push_back(expert);
     }
+    if (reused_) {
+      reused_->fill(layer, statistics);
+    } else {
+      merge_channels(layer, statistics);
+      if (is_observed()) statistics.value_channel_amax = merge_value_amax(layer);
+    }
     merged.push_back(std::move(statistics));
   }
   return merged;
 }
 
+int64_t Calibration::first_kv_head(const layers::AttentionHeads& attention) const {
+  const int64_t ranks = mesh_.shape().tensor, rank = mesh_.tensor_rank();
+  return attention.kv_heads < ranks ? rank * attention.kv_heads / ranks : parallel::even_share(attention.kv_heads, ranks, rank).begin;
+}
+
+void Calibration::merge_channels(const layers::LayerSpec& layer, recipes::LayerStatistics& merged) {
+  const layers::AttentionHeads* attention = layer.attention();
+  if (!attention || recipes::kv_format(recipe_.kv_cache) != recipes::KvFormat::kNvfp4Affine) return;
+  static const recipes::Observer::LayerMaxima kNothing;
+  const auto found = observer_.maxima().find(layer.index);
+  const auto& seen = found != observer_.maxima().end() ? found->second : kNothing;
+  // A kv head that several tensor ranks hold counts on the first of them.
+  const int64_t ranks = mesh_.shape().tensor, rank = mesh_.tensor_rank();
+  const int64_t first_head = first_kv_head(*attention);
+  const bool is_first = attention->kv_heads >= ranks || rank == 0 || (rank - 1) * attention->kv_heads / ranks != first_head;
+  const auto merge_one = [&](const recipes::ChannelStatistics& mine, int64_t head_dim, recipes::ChannelStatistics& all) {
+    const auto width = static_cast<size_t>(attention->kv_heads * head_dim), begin = static_cast<size_t>(first_head * head_dim);
+    constexpr float kLeast = std::numeric_limits<float>::lowest();
+    all.sums.assign(width, 0);
+    std::vector<float> extremes(2 * width, kLeast);  // maxima, then minima negated
+    if (is_first)
+      for (size_t c = 0; c < mine.sums.size(); ++c) {
+        all.sums[begin + c] = mine.sums[c];
+        extremes[begin + c] = mine.maxima[c];
+        extremes[width + begin + c] = -mine.minima[c];
+      }
+    mesh_.stage().all_reduce_sum(std::span<int64_t>(all.sums));
+    mesh_.stage().all_reduce_max(std::span<float>(extremes));
+    all.maxima.assign(extremes.begin(), extremes.begin() + static_cast<std::ptrdiff_t>(width));
+    for (size_t c = 0; c < width; ++c) all.minima.push_back(-extremes[width + c]);
+  };
+  merge_one(seen.key_channels, attention->head_dim, merged.key_channels);
+  merge_one(seen.value_channels, attention->v_head_dim, merged.value_channels);
+}
+
 void Calibration::window_done(const std::vector<LayerTensors>& layers) {
-  const std::vector<recipes::LayerStatistics> merged = merge(layers);
+  std::vector<recipes::LayerStatistics> merged = merge(layers);
   merged_amax_.clear();
   for (size_t i = 0; i < layers.size(); ++i) {
     const layers::LayerSpec& layer = *layers[i].layer;
@@ -127,128 +192,86 @@ void Calibration::window_done(const std::vector<LayerTensors>& layers) {
   }
 }
 
-void Calibration::write_layer(const LayerTensors& tensors, const recipes::LayerStatistics& statistics) {
+void Calibration::write_layer(const LayerTensors& tensors, recipes::LayerStatistics& statistics) {
   const layers::LayerSpec& layer = *tensors.layer;
+  if (mesh_.stage().rank() == 0) keep_statistics(layer, statistics);
+  if (is_observed()) keep_details(layer, statistics);
+  if (recipe_.range.activations != "amax") choose_ranges(layer, statistics);
+  if (!smoothing(layer).groups.empty()) search_layer(tensors, statistics);
+  collector_.forget(layer);
+  if (reused_) reused_->forget(layer);
   const auto scales = recipes::minmax_scales(layer, plan_.decisions, statistics, notes_);
   for (size_t i = 0; i < tensors.specs.size(); ++i) {
     const auto& spec = tensors.specs[i];
     const Tensor& share = tensors.shares[i];
     const int64_t first_row = tensors.placements[i].share.begin;
-    if (spec.is_weight() && format_of(layer, spec.linear) != recipes::Format::kNone)
-      write_linear(layer.linears[static_cast<size_t>(spec.linear)], share, first_row, scales[static_cast<size_t>(spec.linear)]);
-    else if (share.numel() > 0)
-      output_.push(spec.name, first_row * share.row_bytes(), share);
+    if (spec.is_weight() && encoding_of(layer, spec.linear).is_quantized()) {
+      const layers::LinearSpec& linear = layer.linears[static_cast<size_t>(spec.linear)];
+      recipes::LinearScales constants = scales[static_cast<size_t>(spec.linear)];
+      if (solver_) constants.pre_quant_scale = solver_->stored_factors(spec.linear);
+      if (share.dim(0) > 0 && !(solver_ && solver_->is_written(spec.linear))) write_rows(linear, share, Tensor(), first_row, constants);
+      if (share.dim(0) > 0 && first_row == 0) write_constants(linear, constants, false);
+    } else if (share.numel() > 0) {
+      const bool replaced = solver_ && solver_->replaced().count(spec.name) > 0;
+      const Tensor rows = replaced ? solver_->replaced().at(spec.name).rows(first_row, first_row + share.dim(0)) : share;
+      output_.push(spec.name, first_row * share.row_bytes(), rows);
+    }
   }
+  solver_.reset();
   if (mesh_.stage().rank() != 0) return;
+  const bool experts_searched = smoothing(layer).experts;
   for (size_t i = 0; i < layer.linears.size(); ++i)
-    if (layer.linears[i].is_routed()) write_scalars(layer.linears[i], scales[i]);
-  if (recipe_.kv_cache != "none" && layer.attention()) {
-    const std::string& module = layer.attention()->module;
-    output_.push(module + ".k_proj.k_scale", 0, scalar(recipes::kv_scale(statistics.key_amax, module + ".k_proj", notes_)));
-    output_.push(module + ".v_proj.v_scale", 0, scalar(recipes::kv_scale(statistics.value_amax, module + ".v_proj", notes_)));
+    if (layer.linears[i].is_routed()) write_constants(layer.linears[i], scales[i], experts_searched);
+  if (const auto format = recipes::kv_format(recipe_.kv_cache); format != recipes::KvFormat::kNone && layer.attention()) {
+    const recipes::KvScales kv = recipes::kv_scales(format, *layer.attention(), statistics, tokens_, notes_);
+    const std::vector<Tensor> values{scalar(kv.key), scalar(kv.value), kv.key_bias, kv.value_bias};
+    const auto tensors_of = recipes::kv_tensors(plan_.metadata.dialect, format, *layer.attention());
+    for (size_t i = 0; i < tensors_of.size(); ++i) output_.push(tensors_of[i].name, 0, values[i]);
   }
-  keep_statistics(layer, statistics);
 }
 
-recipes::Format Calibration::format_of(const layers::LayerSpec& layer, int linear) const {
-  return plan_.decisions.at(layer.linears[static_cast<size_t>(linear)].module).format;
+const recipes::Encoding& Calibration::encoding_of(const layers::LayerSpec& layer, int linear) const {
+  return plan_.decisions.at(layer.linears[static_cast<size_t>(linear)].module).encoding;
 }
 
-void Calibration::write_rows(const layers::LinearSpec& linear, const Tensor& share, int64_t first_row,
-                             const recipes::LinearScales& scales) {
-  const recipes::Format format = plan_.decisions.at(linear.module).format;
-  const auto quotient = recipe_.fp8_quotient == "modelopt" ? kernels::Fp8Quotient::kBf16 : kernels::Fp8Quotient::kExact;
-  const std::vector<Tensor> encoded = recipes::encode_rows(format, linear, share, scales, quotient);
+int64_t Calibration::row_unit(const layers::LayerSpec& layer, const layers::TensorSpec& tensor) const {
+  return tensor.is_weight() ? recipes::row_unit(encoding_of(layer, tensor.linear)) : 1;
+}
+
+void Calibration::push_rows(const layers::LinearSpec& linear, const std::vector<Tensor>& parts, int64_t first_row) {
   size_t next = 0;
-  for (const auto& part : recipes::encoded_tensors(format, linear)) {
-    if (part.is_scalar) continue;
-    const Tensor& rows = encoded[next++];
-    output_.push(part.tensor.name, first_row * rows.row_bytes(), rows);
+  for (const auto& part : recipes::encoded_tensors(plan_.decisions.at(linear.module).encoding, linear)) {
+    if (part.kind != recipes::EncodedTensor::Kind::kRows) continue;
+    const Tensor& rows = parts[next++];
+    output_.push(part.tensor.name, first_row / part.rows * rows.row_bytes(), rows);
   }
 }
 
-void Calibration::write_scalars(const layers::LinearSpec& linear, const recipes::LinearScales& scales) {
-  const recipes::Format format = plan_.decisions.at(linear.module).format;
-  if (format == recipes::Format::kNone) return;
-  for (const auto& part : recipes::encoded_tensors(format, linear))
-    if (part.is_scalar) output_.push(part.tensor.name, 0, scalar(recipes::scalar_value(format, part.part, scales)));
+kernels::Fp8Quotient Calibration::quotient() const {
+  return recipe_.fp8_quotient == "modelopt" ? kernels::Fp8Quotient::kBf16 : kernels::Fp8Quotient::kExact;
 }
 
-void Calibration::write_linear(const layers::LinearSpec& linear, const Tensor& share, int64_t first_row,
-                               const recipes::LinearScales& scales) {
-  if (share.dim(0) == 0) return;
-  write_rows(linear, share, first_row, scales);
-  if (first_row == 0) write_scalars(linear, scales);
+void Calibration::write_rows(const layers::LinearSpec& linear, const Tensor& share, const Tensor& row_scales, int64_t first_row,
+                             const recipes::LinearScales& scales) {
+  Tensor found = row_scales;
+  const recipes::Encoding& encoding = plan_.decisions.at(linear.module).encoding;
+  if (!found.defined() && recipe_.range.weights == "mse" && recipes::has_row_range(encoding.format) && !linear.is_stacked())
+    found = recipes::mse_row_scales(encoding, share, scales);
+  push_rows(linear, recipes::encode_rows(encoding, linear, share, found, scales, quotient()), first_row);
 }
 
-void Calibration::keep_statistics(const layers::LayerSpec& layer, const recipes::LayerStatistics& statistics) {
-  for (size_t i = 0; i < layer.linears.size(); ++i) {
-    const auto& linear = layer.linears[i];
-    if (linear.is_routed() && !linear.is_stacked()) {  // one array a projection, by expert
-      const std::string leaf = linear.module.substr(linear.module.rfind('.') + 1);
-      stats_.arrays[layer.moe()->module + "/" + leaf + "/weight_amax"].push_back(statistics.weight_amax[i]);
-      continue;
-    }
-    stats_.arrays[linear.module + "/weight_amax"] = {statistics.weight_amax[i]};
-    if (const auto input = statistics.input_amax.find(linear.input_group); input != statistics.input_amax.end() && !linear.is_routed())
-      stats_.arrays[linear.module + "/input_amax"] = {input->second};
-  }
-  for (const auto& expert : tokens_ > 0 ? statistics.experts : std::vector<recipes::ExpertStatistics>{}) {
-    const std::string& module = layer.moe()->module;
-    stats_.arrays[module + "/tokens"].push_back(static_cast<float>(expert.tokens));
-    stats_.arrays[module + "/forced_tokens"].push_back(static_cast<float>(expert.forced));
-    stats_.arrays[module + "/up_input_amax"].push_back(expert.up_input_amax);
-    stats_.arrays[module + "/down_input_amax"].push_back(expert.down_input_amax);
-  }
-  if (layer.attention() && statistics.key_amax >= 0) {
-    stats_.arrays[layer.attention()->module + "/key_amax"] = {statistics.key_amax};
-    stats_.arrays[layer.attention()->module + "/value_amax"] = {statistics.value_amax};
-  }
+void Calibration::write_constants(const layers::LinearSpec& linear, const recipes::LinearScales& scales, bool left_to_owner) {
+  const recipes::Encoding& encoding = plan_.decisions.at(linear.module).encoding;
+  if (!encoding.is_quantized()) return;
+  for (const auto& part : recipes::encoded_tensors(encoding, linear))
+    if (part.kind != recipes::EncodedTensor::Kind::kRows && !(left_to_owner && owner_writes(encoding, linear, part)))
+      output_.push(part.tensor.name, 0, recipes::constant_part(part, linear, scales));
 }
 
-void Calibration::quantize_head(Sweep& sweep) {
-  const layers::LinearSpec& head = source_.spec.lm_head;
-  const recipes::Format format = plan_.decisions.at(head.module).format;
-  if (format == recipes::Format::kNone) return;
-  parallel::Communicator& world = mesh_.world();
-  const checkpoint::TensorEntry& entry = source_.reader->at(head.module + ".weight");
-  const parallel::Range rows = world_share(head.out, mesh_);
-  Tensor share = Tensor::empty({rows.size(), head.in}, entry.dtype);
-  float maxima[2] = {0, -1};
-  world.together([&] {
-    if (rows.size() > 0) source_.reader->read_rows(entry, rows.begin, rows.end, share.raw());
-    maxima[0] = checked_amax(share, entry.name, source_.reader->folder() + "/" + entry.file);
-  });
-  std::optional<Error> error;
-  if (recipes::info(format).quantizes_activations && mesh_.pipeline_rank() == 0) {
-    std::map<std::string, Tensor> vectors;
-    const std::string& norm = source_.spec.final_norm.module;
-    vectors[norm + ".weight"] = source_.reader->read(norm + ".weight");
-    if (source_.reader->find(norm + ".bias")) vectors[norm + ".bias"] = source_.reader->read(norm + ".bias");
-    const DType operand = recipe_.compute == "fp32" ? DType::kF32 : DType::kBF16;
-    for (int64_t m = 0; m < sweep.micro_batches(); ++m) {
-      const Tensor hidden = sweep.final_hidden(m);
-      Tensor x = sweep.workspace().get("norm", hidden.shape(), operand);
-      layers::apply_norm(source_.spec.final_norm, vectors, hidden, x);
-      const kernels::Amax found = kernels::amax(x);
-      maxima[1] = std::max(maxima[1], found.value);
-      if (found.non_finite_row >= 0 && !error)
-        error = data_error(
-            "NaN or Inf in the activations: input of lm_head, sample " + std::to_string(sweep.batch(m).row_of(found.non_finite_row)),
-            "lm_head");
-    }
-  }
-  world.agree(error);
-  world.all_reduce_max(std::span<float>(maxima));
-
-  layers::LayerSpec layer;  // lm_head as a layer of its own: one linear, one group
-  layer.linears.push_back(head);
-  recipes::LayerStatistics statistics;
-  statistics.weight_amax = {maxima[0]};
-  if (maxima[1] >= 0) statistics.input_amax[head.input_group] = maxima[1];
-  const auto scales = recipes::minmax_scales(layer, plan_.decisions, statistics, notes_);
-  write_linear(head, share, rows.begin, scales[0]);
-  if (world.rank() == 0) keep_statistics(layer, statistics);
+bool Calibration::owner_writes(const recipes::Encoding& encoding, const layers::LinearSpec& linear, const recipes::EncodedTensor& part) {
+  if (linear.is_stacked()) return false;
+  return part.kind == recipes::EncodedTensor::Kind::kVector ||
+         (encoding.format == recipes::Format::kInt4Fp8 && part.part == ".weight_scale_2");
 }
 
 }  // namespace ptq::runner

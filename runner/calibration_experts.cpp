@@ -27,13 +27,16 @@ layers::ForcedVisits Calibration::forced(const layers::LayerSpec&, const std::ve
 }
 
 bool Calibration::needs_layer_first(const layers::LayerSpec& layer) const {
+  if (smoothing(layer).experts) return true;
   return std::any_of(layer.linears.begin(), layer.linears.end(), [&](const auto& linear) {
-    return linear.is_stacked() && plan_.decisions.at(linear.module).format != recipes::Format::kNone;
+    const recipes::Format format = plan_.decisions.at(linear.module).encoding.format;
+    return linear.is_stacked() && (format == recipes::Format::kFp8 || recipes::info(format).shares_weight_scale);
   });
 }
 
 void Calibration::experts_done(const ExpertChunk& chunk) {
   const layers::LayerSpec& layer = *chunk.layer;
+  if (smoothing(layer).experts) return write_searched_experts(chunk);
   for (int64_t e = chunk.owned.begin; e < chunk.owned.end; ++e) {
     const auto& specs = chunk.specs_of(e);
     // The scale group of an expert is whole on its owner; that of stacked experts was merged over the stage.
@@ -50,16 +53,16 @@ void Calibration::experts_done(const ExpertChunk& chunk) {
     for (size_t i = 0; i < specs.size(); ++i) {
       const Tensor& stored = chunk.of(e)[i];
       const int64_t first_row = specs[i].expert == layers::kAllExperts ? e : 0;
-      if (!specs[i].is_weight() || format_of(layer, specs[i].linear) == recipes::Format::kNone) {
+      if (!specs[i].is_weight() || !encoding_of(layer, specs[i].linear).is_quantized()) {
         output_.push(specs[i].name, first_row * stored.row_bytes(), stored);
         continue;
       }
       const layers::LinearSpec& linear = layer.linears[static_cast<size_t>(specs[i].linear)];
       std::vector<recipes::ScaleNote> noted_with_the_layer;
       recipes::LinearScales scales;
-      scales.weight_scale =
-          recipes::weight_scale(format_of(layer, specs[i].linear), group_amax.at(linear.scale_group), linear.module, noted_with_the_layer);
-      write_rows(linear, stored, first_row, scales);
+      scales.weight_scale = recipes::weight_scale(encoding_of(layer, specs[i].linear), group_amax.at(linear.scale_group), linear.module,
+                                                  noted_with_the_layer);
+      write_rows(linear, stored, Tensor(), first_row, scales);
     }
   }
 }

@@ -167,8 +167,7 @@ void evaluate(parallel::Session& session, const EvaluateOptions& options) {
   Rows rows;
   world.together([&] { rows = read_text(options); });
   const auto mesh = parallel::Mesh::make(world, {world.size(), 1, 1});
-  const parallel::Range share = parallel::even_share(static_cast<int64_t>(rows.size()), world.size(), world.rank());
-  const Rows mine(rows.begin() + share.begin, rows.begin() + share.end);
+  const TokenRows share = TokenRows::run(rows, world.size(), world.rank());
   EvaluateSettings settings;
   settings.fp32 = options.fp32;
   settings.weights_only = options.weights_only;
@@ -183,12 +182,12 @@ void evaluate(parallel::Session& session, const EvaluateOptions& options) {
       if (model && source.spec.vocab != model->vocab())
         throw user_error("model and reference have different vocabularies", folder, "compare a model with its own source");
     });
-    slot.emplace(std::move(source), mesh, mine, share.begin, settings);
+    slot.emplace(std::move(source), mesh, share, settings);
     slot->load_head();
   };
   open(model, options.model);
   if (!options.logits.empty()) {
-    write_logits(options, *model, world, rows, share.begin);
+    write_logits(options, *model, world, rows, share.first);
     if (world.rank() == 0) fmt::print("{}: logits [{}, {}, {}]\n", options.logits, rows.size(), rows.front().size(), model->vocab());
     return;
   }
@@ -196,9 +195,9 @@ void evaluate(parallel::Session& session, const EvaluateOptions& options) {
     settings.fp32 = options.fp32 || options.reference_fp32;
     open(reference, options.reference);
   }
-  std::vector<RowScore> scores(mine.size());
+  std::vector<RowScore> scores(share.ids.size());
   for (int64_t m = 0; m < model->micro_batches(); ++m)
-    score_batch(*model, reference ? &*reference : nullptr, m, labels_of(mine, model->batch(m), share.begin), scores, share.begin);
+    score_batch(*model, reference ? &*reference : nullptr, m, labels_of(share.ids, model->batch(m), share.first), scores, share.first);
   const RowScore sum = total(world, scores, static_cast<int64_t>(rows.size()));
   if (sum.tokens == 0) throw parallel::AgreedError(user_error("the text has no document of two tokens or more", options.text));
   if (world.rank() == 0) print_result(options, sum, static_cast<int64_t>(rows.size()));

@@ -21,47 +21,38 @@ SweepOptions sweep_options(const EvaluateSettings& settings) {
 }  // namespace
 
 EvaluationClient::EvaluationClient(const SourceModel& source, const EvaluateSettings& settings) : source_(source), settings_(settings) {
-  const checkpoint::Reader& reader = *source.reader;
+  const StoredEncodings stored(source);
   const auto add = [&](const layers::LinearSpec& linear) {
-    const recipes::Format format = stored_format(reader, linear);
-    formats_[linear.module] = format;
-    if (format == recipes::Format::kNone) return;
+    const recipes::Encoding encoding = stored.of(linear);
+    encodings_[linear.module] = encoding;
+    if (!encoding.is_quantized()) return;
     quantized_ = true;
-    scales_[linear.module] = scales(linear, format);
+    scales_[linear.module] = stored.scales(encoding, linear);
   };
+  kv_format_ = stored_kv_format(source.config);
   for (const auto& layer : source.spec.layers) {
     for (const auto& linear : layer.linears) add(linear);
-    if (!layer.attention()) continue;
-    const std::string& module = layer.attention()->module;
-    if (reader.find(module + ".k_proj.k_scale") && reader.find(module + ".v_proj.v_scale"))
-      kv_scales_[module] = {read_scalar(reader, module + ".k_proj.k_scale"), read_scalar(reader, module + ".v_proj.v_scale")};
+    if (layer.attention() && kv_format_ != recipes::KvFormat::kNone)
+      kv_scales_[layer.attention()->module] = read_kv_scales(*source.reader, stored.dialect(), kv_format_, *layer.attention());
   }
   if (source.spec.tied)
-    formats_[source.spec.lm_head.module] = recipes::Format::kNone;
+    encodings_[source.spec.lm_head.module] = {};
   else
     add(source.spec.lm_head);
-}
-
-recipes::LinearScales EvaluationClient::scales(const layers::LinearSpec& linear, recipes::Format format) const {
-  recipes::LinearScales scales;
-  for (const auto& part : recipes::encoded_tensors(format, linear)) {
-    if (!part.is_scalar) continue;
-    (part.part == ".input_scale" ? scales.input_scale : scales.weight_scale) = read_scalar(*source_.reader, part.tensor.name);
-  }
-  return scales;
 }
 
 std::vector<layers::TensorSpec> EvaluationClient::tensors(const layers::LayerSpec& layer) const {
   std::vector<layers::TensorSpec> specs;
   for (const auto& spec : layer.tensors) {
     const auto* linear = spec.is_weight() ? &layer.linears[static_cast<size_t>(spec.linear)] : nullptr;
-    const recipes::Format format = linear ? formats_.at(linear->module) : recipes::Format::kNone;
-    if (format == recipes::Format::kNone) {
+    if (!linear || !encodings_.at(linear->module).is_quantized()) {
       specs.push_back(spec);
       continue;
     }
-    for (const auto& part : recipes::encoded_tensors(format, *linear))
-      if (!part.is_scalar) specs.push_back({part.tensor.name, part.tensor.shape, spec.split, spec.linear, spec.expert});
+    // Their rows are not those of the weight: without a split, as one tensor rank sees them.
+    for (const auto& part : recipes::encoded_tensors(encodings_.at(linear->module), *linear))
+      if (part.kind == recipes::EncodedTensor::Kind::kRows)
+        specs.push_back({part.tensor.name, part.tensor.shape, layers::Split::kWhole, spec.linear, spec.expert});
   }
   return specs;
 }
@@ -77,9 +68,10 @@ layers::LayerWeights EvaluationClient::weights(const LayerTensors& tensors) cons
       continue;
     }
     const auto i = static_cast<size_t>(spec.linear);
-    if (!spec.is_weight())
+    const layers::LinearSpec& linear = tensors.layer->linears[i];
+    if (spec.name == linear.tensor(".bias"))
       weights.linears[i].bias = slice;
-    else if (formats_.at(tensors.layer->linears[i].module) == recipes::Format::kNone)
+    else if (!encodings_.at(linear.module).is_quantized())
       weights.linears[i].weight = slice;
     else
       encoded[i].push_back(slice);
@@ -87,7 +79,7 @@ layers::LayerWeights EvaluationClient::weights(const LayerTensors& tensors) cons
   for (size_t i = 0; i < encoded.size(); ++i) {
     if (encoded[i].empty()) continue;
     const layers::LinearSpec& linear = tensors.layer->linears[i];
-    weights.linears[i].weight = recipes::decode_rows(formats_.at(linear.module), linear, encoded[i], scales_.at(linear.module));
+    weights.linears[i].weight = recipes::decode_rows(encodings_.at(linear.module), linear, encoded[i], scales_.at(linear.module));
   }
   return weights;
 }
@@ -95,42 +87,53 @@ layers::LayerWeights EvaluationClient::weights(const LayerTensors& tensors) cons
 layers::ExpertWeights EvaluationClient::expert_weights(const ExpertChunk& chunk, int expert) const {
   const layers::LayerSpec& layer = *chunk.layer;
   const layers::ExpertLinears& linears = layer.moe()->experts[static_cast<size_t>(expert)];
-  const auto format_of = [&](int linear) { return formats_.at(layer.linears[static_cast<size_t>(linear)].module); };
   layers::ExpertWeights weights;
   std::map<int, std::vector<Tensor>> encoded;
   const auto& specs = chunk.specs_of(expert);
   for (size_t i = 0; i < specs.size(); ++i) {
     const Tensor& stored = chunk.of(expert)[i];
-    if (specs[i].is_weight() && format_of(specs[i].linear) != recipes::Format::kNone)
+    const layers::LinearSpec& linear = layer.linears[static_cast<size_t>(specs[i].linear)];
+    if (specs[i].name != linear.tensor(".bias") && encodings_.at(linear.module).is_quantized())
       encoded[specs[i].linear].push_back(stored);
     else
       place_expert_tensor(specs[i], stored, weights.of(linears, specs[i].linear));
   }
   for (const auto& [index, parts] : encoded) {
     const layers::LinearSpec& linear = layer.linears[static_cast<size_t>(index)];
-    const Tensor decoded = recipes::decode_rows(format_of(index), linear, parts, scales_.at(linear.module));
+    const Tensor decoded = recipes::decode_rows(encodings_.at(linear.module), linear, parts, scales_.at(linear.module));
     weights.of(linears, index).weight = decoded.reshaped({linear.out, linear.in});
   }
   return weights;
 }
 
+bool EvaluationClient::changes_input(const std::string& module) const {
+  const recipes::Encoding& encoding = encodings_.at(module);
+  return encoding.is_quantized() && (encoding.pre_quant_scale || (recipes::quantizes_activations(encoding) && !settings_.weights_only));
+}
+
+void EvaluationClient::change_input(const std::string& module, Tensor& x) const {
+  if (settings_.weights_only)  // the weight was divided by it
+    recipes::smooth_input(encodings_.at(module), scales_.at(module), x);
+  else
+    recipes::fake_quantize_input(encodings_.at(module), scales_.at(module), x);
+}
+
 Tensor EvaluationClient::quantized_input(const layers::LayerSpec& layer, int linear, const Tensor& x) {
   const std::string& module = layer.linears[static_cast<size_t>(linear)].module;
-  const recipes::Format format = formats_.at(module);
-  if (format == recipes::Format::kNone || settings_.weights_only || !recipes::info(format).quantizes_activations) return x;
+  if (!changes_input(module)) return x;
   const int64_t bytes = x.numel() * dtype_bytes(DType::kF32);
   if (!quantized_copy_.defined() || quantized_copy_.bytes() < bytes) quantized_copy_ = Tensor::empty({bytes}, DType::kU8);
   Tensor copy = quantized_copy_.as(x.shape(), DType::kF32);
   kernels::convert(x, copy);
-  recipes::fake_quantize_input(format, scales_.at(module), copy);
+  change_input(module, copy);
   return copy;
 }
 
 void EvaluationClient::key_value(const layers::LayerSpec& layer, Tensor& k, Tensor& v, const layers::Batch&) {
-  const auto scale = kv_scales_.find(layer.attention()->module);
-  if (scale == kv_scales_.end() || settings_.weights_only) return;
-  kernels::fake_quantize_fp8(k, scale->second.first);
-  kernels::fake_quantize_fp8(v, scale->second.second);
+  if (kv_format_ == recipes::KvFormat::kNone || settings_.weights_only) return;
+  const recipes::KvScales& scales = kv_scales_.at(layer.attention()->module);
+  recipes::fake_quantize_kv(kv_format_, scales.key, scales.key_bias, k);
+  recipes::fake_quantize_kv(kv_format_, scales.value, scales.value_bias, v);
 }
 
 SourceModel EvaluatedModel::open(const std::string& folder) {
@@ -141,25 +144,24 @@ SourceModel EvaluatedModel::open(const std::string& folder) {
   return source;
 }
 
-EvaluatedModel::EvaluatedModel(SourceModel source, const parallel::Mesh& mesh, const std::vector<std::vector<int32_t>>& rows,
-                               int64_t first_row, const EvaluateSettings& settings)
+EvaluatedModel::EvaluatedModel(SourceModel source, const parallel::Mesh& mesh, TokenRows rows, const EvaluateSettings& settings)
     : source_(std::move(source)),
       settings_(settings),
       mesh_(mesh),
       client_(source_, settings_),
-      sweep_(source_.spec, *source_.reader, mesh, rows, first_row, sweep_options(settings)) {
+      sweep_(source_.spec, *source_.reader, mesh, std::move(rows), sweep_options(settings)) {
   sweep_.run(client_, [](const SweepProgress&) {});
 }
 
 void EvaluatedModel::load_head() {
   const layers::ModelSpec& model = source_.spec;
   const std::string& norm = model.final_norm.module;
-  const recipes::Format format = client_.format(model.lm_head.module);
+  const recipes::Encoding& encoding = client_.encoding(model.lm_head.module);
   std::vector<std::string> names{model.head_weight()};
-  if (format != recipes::Format::kNone) {
+  if (encoding.is_quantized()) {
     names.clear();
-    for (const auto& part : recipes::encoded_tensors(format, model.lm_head))
-      if (!part.is_scalar) names.push_back(part.tensor.name);
+    for (const auto& part : recipes::encoded_tensors(encoding, model.lm_head))
+      if (part.kind == recipes::EncodedTensor::Kind::kRows) names.push_back(part.tensor.name);
   }
   std::vector<Tensor> whole(names.size());
   mesh_.world().together([&] {
@@ -179,18 +181,17 @@ void EvaluatedModel::load_head() {
     const parallel::Range share = world_share(tensor.dim(0), mesh_);
     mesh_.world().all_gather(tensor.raw() + share.begin * tensor.row_bytes(), bytes, tensor.raw());
   }
-  head_ = format == recipes::Format::kNone ? whole[0]
-                                           : recipes::decode_rows(format, model.lm_head, whole, client_.scales(model.lm_head, format));
+  head_ = encoding.is_quantized() ? recipes::decode_rows(encoding, model.lm_head, whole, client_.scales(model.lm_head.module)) : whole[0];
 }
 
 Tensor EvaluatedModel::final_states(int64_t m) {
   const Tensor hidden = sweep_.final_hidden(m);
-  const recipes::Format format = client_.format(source_.spec.lm_head.module);
-  const bool quantize = format != recipes::Format::kNone && recipes::info(format).quantizes_activations && !settings_.weights_only;
-  const DType operand = settings_.fp32 || quantize ? DType::kF32 : DType::kBF16;
+  const std::string& head = source_.spec.lm_head.module;
+  const bool changes = client_.changes_input(head);
+  const DType operand = settings_.fp32 || changes ? DType::kF32 : DType::kBF16;
   Tensor states = sweep_.workspace().get("norm", hidden.shape(), operand);
   layers::apply_norm(source_.spec.final_norm, vectors_, hidden, states);
-  if (quantize) recipes::fake_quantize_input(format, client_.scales(source_.spec.lm_head, format), states);
+  if (changes) client_.change_input(head, states);
   return states;
 }
 

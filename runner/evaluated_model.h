@@ -6,7 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "runner/source_model.h"
+#include "recipes/kv_cache.h"
+#include "runner/stored_encoding.h"
 #include "runner/sweep.h"
 
 namespace ptq::runner {
@@ -32,16 +33,21 @@ class EvaluationClient : public SweepClient, public layers::LayerHooks {
   void key_value(const layers::LayerSpec& layer, Tensor& k, Tensor& v, const layers::Batch& batch) override;
 
   bool quantized() const { return quantized_; }
-  /// The scalars of a linear, read from the file.
-  recipes::LinearScales scales(const layers::LinearSpec& linear, recipes::Format format) const;
-  recipes::Format format(const std::string& module) const { return formats_.at(module); }
+  const recipes::Encoding& encoding(const std::string& module) const { return encodings_.at(module); }
+  /// What is not by rows, of a quantized linear.
+  const recipes::LinearScales& scales(const std::string& module) const { return scales_.at(module); }
+  /// True when this linear's input is not left as it is.
+  bool changes_input(const std::string& module) const;
+  /// In place on x [T, in] f32.
+  void change_input(const std::string& module, Tensor& x) const;
 
  private:
   const SourceModel& source_;
   const EvaluateSettings& settings_;
-  std::map<std::string, recipes::Format> formats_;
+  std::map<std::string, recipes::Encoding> encodings_;
   std::map<std::string, recipes::LinearScales> scales_;
-  std::map<std::string, std::pair<float, float>> kv_scales_;  ///< attention module -> k_scale, v_scale
+  recipes::KvFormat kv_format_ = recipes::KvFormat::kNone;
+  std::map<std::string, recipes::KvScales> kv_scales_;  ///< by attention module
   bool quantized_ = false;
   Tensor quantized_copy_;
 };
@@ -51,8 +57,7 @@ class EvaluatedModel {
   /// Opens and checks a model, plain or quantized, so that the constructor meets no surprise. Throws data and user Errors.
   static SourceModel open(const std::string& folder);
   /// Runs the decoder over this rank's rows. Collective over the world of `mesh` (data only).
-  EvaluatedModel(SourceModel source, const parallel::Mesh& mesh, const std::vector<std::vector<int32_t>>& rows, int64_t first_row,
-                 const EvaluateSettings& settings);
+  EvaluatedModel(SourceModel source, const parallel::Mesh& mesh, TokenRows rows, const EvaluateSettings& settings);
 
   /// Reads final norm and output projection: every rank a share of the rows, gathered. Collective over the world.
   void load_head();

@@ -51,6 +51,7 @@ void Sweep::ExpertSource::each(const layers::LayerSpec& layer, const std::functi
   for (const Range& experts : all) {
     const ExpertChunk chunk = take(layer, experts);
     use(chunk);
+    client_.experts_forwarded(chunk, false);
     if (!client_.needs_layer_first(layer)) done(chunk);
   }
 }
@@ -61,7 +62,9 @@ void Sweep::ExpertSource::done(const ExpertChunk& chunk) {
 
 void Sweep::ExpertSource::forwarded(const layers::LayerSpec& layer) {
   const auto chunk = resident_.find(layer.index);
-  if (chunk == resident_.end() || client_.needs_layer_first(layer)) return;
+  if (chunk == resident_.end()) return;
+  client_.experts_forwarded(chunk->second, true);
+  if (client_.needs_layer_first(layer)) return;
   done(chunk->second);
   resident_.erase(chunk);
 }
@@ -71,7 +74,7 @@ void Sweep::ExpertSource::pass(const layers::LayerSpec& layer) {
   forwarded(layer);
 }
 
-void Sweep::ExpertSource::finish(const layers::LayerSpec& layer) {
+void Sweep::ExpertSource::finish(const layers::LayerSpec& layer, const std::function<void(const ExpertChunk&)>& show) {
   if (!client_.needs_layer_first(layer)) return;
   if (const auto chunk = resident_.find(layer.index); chunk != resident_.end()) {
     done(chunk->second);
@@ -82,6 +85,10 @@ void Sweep::ExpertSource::finish(const layers::LayerSpec& layer) {
     ExpertChunk chunk = place(layer, experts);
     keep([&] { fill_chunk(chunk, loader_.take()); });
     chunk.broken = error_.has_value();
+    if (forward_ && client_.shows_tokens_again(layer)) {
+      gather_chunk(chunk, reader_, mesh_);
+      show(chunk);
+    }
     done(chunk);
   }
 }

@@ -23,7 +23,8 @@ class Sweep::ExpertSource {
   /// Without a forward pass: every chunk read, looked at and done.
   void pass(const layers::LayerSpec& layer);
   /// After window_done: the last sight of chunks that waited for it, from memory or read again.
-  void finish(const layers::LayerSpec& layer);
+  /// `show` is called with chunks that were read again, before the client is done with them. Collective over the stage where it is.
+  void finish(const layers::LayerSpec& layer, const std::function<void(const ExpertChunk&)>& show);
   const std::optional<Error>& error() const { return error_; }
 
   /// Are the layer's chunks read twice?

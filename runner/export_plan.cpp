@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <set>
 
+#include "recipes/engine_support.h"
 #include "recipes/exclusions.h"
+#include "recipes/kv_cache.h"
 
 namespace ptq::runner {
 
@@ -11,6 +13,8 @@ ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe)
   const layers::ModelSpec& model = source.spec;
   ExportPlan plan;
   plan.decisions = recipes::decide_formats(model, recipe);
+  recipes::check_kv_cache(model, recipe);
+  const recipes::Dialect dialect = recipes::find_dialect(recipe.dialect, recipe.where("output.dialect"));
 
   std::vector<checkpoint::OutputTensor> tensors;
   std::set<std::string> done;
@@ -23,20 +27,24 @@ ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe)
   const auto add_linear = [&](const layers::LinearSpec& linear, bool in_decoder) {
     const recipes::Decision& decision = plan.decisions.at(linear.module);
     const std::string weight = linear.tensor(".weight");
-    if (decision.format == recipes::Format::kNone) {
+    int64_t stored_bytes = 0;
+    if (!decision.encoding.is_quantized()) {
       add_source(weight);
+      stored_bytes = source.reader->at(weight).bytes;
     } else {
       done.insert(weight);
-      for (auto& part : recipes::encoded_tensors(decision.format, linear)) tensors.push_back(std::move(part.tensor));
+      for (auto& part : recipes::encoded_tensors(decision.encoding, linear)) {
+        if (part.kind == recipes::EncodedTensor::Kind::kRows)
+          stored_bytes += element_count(part.tensor.shape) * dtype_bytes(part.tensor.dtype);
+        tensors.push_back(std::move(part.tensor));
+      }
     }
     if (!in_decoder || decision.is_ignored) return;
-    const auto count = static_cast<double>(linear.out * linear.in * std::max<int64_t>(linear.stack, 1));
-    weights += count;
-    bits += count * (decision.format == recipes::Format::kNone ? 8.0 * static_cast<double>(dtype_bytes(source.reader->at(weight).dtype))
-                                                               : recipes::info(decision.format).bits);
+    weights += static_cast<double>(linear.out * linear.in * std::max<int64_t>(linear.stack, 1));
+    bits += 8.0 * static_cast<double>(stored_bytes);
   };
 
-  const bool head_quantized = plan.decisions.at(model.lm_head.module).format != recipes::Format::kNone;
+  const bool head_quantized = plan.decisions.at(model.lm_head.module).encoding.is_quantized();
   add_source(model.embedding);
   plan.copied.push_back(model.embedding);
   for (const auto& layer : model.layers) {
@@ -46,10 +54,9 @@ ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe)
       else
         add_source(tensor.name);
     }
-    if (recipe.kv_cache != "none" && layer.attention()) {
-      tensors.push_back({layer.attention()->module + ".k_proj.k_scale", DType::kF32, {}});
-      tensors.push_back({layer.attention()->module + ".v_proj.v_scale", DType::kF32, {}});
-    }
+    if (layer.attention())
+      for (auto& tensor : recipes::kv_tensors(dialect, recipes::kv_format(recipe.kv_cache), *layer.attention()))
+        tensors.push_back(std::move(tensor));
   }
   if (head_quantized) add_linear(model.lm_head, false);
   // A tied checkpoint may carry its head as well: the alias is dropped, as servers expect.
@@ -59,9 +66,12 @@ ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe)
     if (done.count(name)) continue;
     add_source(name);
     plan.copied.push_back(name);
-    if (name != model.head_weight()) outside.push_back(tensors.back());
+    // What the publisher left in FP8 blocks is quantized as DeepSeek's words say.
+    const std::string weight = name.ends_with("_scale_inv") ? name.substr(0, name.size() - std::string("_scale_inv").size()) : name;
+    const bool is_in_blocks = dialect == recipes::Dialect::kDeepseekFp8 && source.reader->find(weight + "_scale_inv");
+    if (name != model.head_weight() && !is_in_blocks) outside.push_back(tensors.back());
   }
-  plan.metadata = recipes::describe_export(model, plan.decisions, recipe.kv_cache, recipes::matrix_modules(outside));
+  plan.metadata = recipes::describe_export(model, plan.decisions, recipe.kv_cache, dialect, recipes::matrix_modules(outside));
   recipes::check_engine(recipe, plan.metadata);
   plan.bits_per_weight = weights > 0 ? bits / weights : 0;
   plan.layout = checkpoint::OutputLayout::plan(std::move(tensors), recipe.max_shard_size);

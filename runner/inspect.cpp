@@ -8,7 +8,7 @@
 
 #include "runner/machine.h"
 #include "runner/native_reader.h"
-#include "runner/source_model.h"
+#include "runner/stored_encoding.h"
 
 namespace ptq::runner {
 
@@ -61,6 +61,7 @@ void inspect(const std::string& path, bool json) {
     bytes_by_dtype[std::string(dtype_name(entry.dtype))] += entry.bytes;
     files.insert(entry.file);
   }
+  const StoredEncodings encodings(source);
   int64_t parameters = model.vocab * model.hidden * (model.tied ? 1 : 2) +
                        model.hidden * (model.final_norm.kind == layers::NormSpec::Kind::kLayerNorm1p ? 2 : 1),
           attention = 0, kv_heads = 0, moe_layers = 0, experts = 0, experts_per_token = 0;
@@ -69,8 +70,9 @@ void inspect(const std::string& path, bool json) {
     for (const auto& linear : layer.linears) {
       const std::string weight = linear.tensor(".weight");
       const checkpoint::TensorEntry* stored = files_reader->find(weight);
-      const bool is_native = !stored || stored->dtype != source.reader->at(weight).dtype;
-      linears_by_format[is_native ? quantization.get<std::string>() : recipes::info(stored_format(*source.reader, linear)).name] += 1;
+      const checkpoint::TensorEntry* shown = source.reader->find(weight);
+      const bool is_native = shown && (!stored || stored->dtype != shown->dtype);
+      linears_by_format[is_native ? quantization.get<std::string>() : recipes::info(encodings.of(linear).format).name] += 1;
     }
     if (const layers::MoeSpec* moe = layer.moe()) {
       ++moe_layers;

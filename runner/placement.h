@@ -15,10 +15,12 @@ struct Placement {
   std::vector<int64_t> shares;  ///< rows of every member of that group, in rank order
 };
 
-/// `rows` is dimension 0 of the tensor (1 for a scalar). tensor.linear (if any) says how it splits.
-Placement place(const layers::LayerSpec& layer, const layers::TensorSpec& tensor, int64_t rows, const parallel::Mesh& mesh);
+/// `rows` is dimension 0 of the tensor (1 for a scalar). tensor.linear (if any) says how it splits. Shares are cut at multiples of `unit`
+/// rows; where slices of the tensor ranks are not, over the whole stage.
+Placement place(const layers::LayerSpec& layer, const layers::TensorSpec& tensor, int64_t rows, const parallel::Mesh& mesh,
+                int64_t unit = 1);
 
-/// Rows of a tensor outside the layers (embedding, final norm, head): cut evenly over all ranks.
-parallel::Range world_share(int64_t rows, const parallel::Mesh& mesh);
+/// Rows of a tensor outside the layers (embedding, final norm, head): cut evenly over all ranks, at multiples of `unit`.
+parallel::Range world_share(int64_t rows, const parallel::Mesh& mesh, int64_t unit = 1);
 
 }  // namespace ptq::runner

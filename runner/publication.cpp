@@ -97,17 +97,22 @@ void write_companions(const std::string& work, const SourceModel& source, const 
     checkpoint::copy_file(folder + "/" + name, work + "/" + name);
   }
   checkpoint::write_text(work + "/config.json", recipes::quantized_config(source.config, plan.metadata).dump(4) + "\n");
-  if (!plan.metadata.quant_algo.empty() || !plan.metadata.kv_cache_algo.empty())
-    checkpoint::write_text(work + "/hf_quant_config.json", recipes::hf_quant_config(plan.metadata).dump(4) + "\n");
+  if (const auto words = recipes::hf_quant_config(plan.metadata))
+    checkpoint::write_text(work + "/hf_quant_config.json", words->dump(4) + "\n");
   if (const std::string index = plan.layout.index_json(); !index.empty())
     checkpoint::write_text(work + "/model.safetensors.index.json", index);
 }
 
 checkpoint::Stats gather_statistics(parallel::Communicator& world, const checkpoint::Stats& mine) {
-  std::ostringstream text;  // name, then the bits of each value: exact
+  std::ostringstream text;  // name, kind, then the bits of each value: exact
   for (const auto& [name, values] : mine.arrays) {
-    text << name;
+    text << name << " f";
     for (const float value : values) text << ' ' << std::bit_cast<uint32_t>(value);
+    text << '\n';
+  }
+  for (const auto& [name, values] : mine.integers) {
+    text << name << " i";
+    for (const int64_t value : values) text << ' ' << value;
     text << '\n';
   }
   checkpoint::Stats all;
@@ -115,9 +120,12 @@ checkpoint::Stats gather_statistics(parallel::Communicator& world, const checkpo
     std::istringstream lines(part);
     for (std::string line; std::getline(lines, line);) {
       std::istringstream words(line);
-      std::string name;
-      words >> name;
-      for (uint32_t bits; words >> bits;) all.arrays[name].push_back(std::bit_cast<float>(bits));
+      std::string name, kind;
+      words >> name >> kind;
+      if (kind == "i")
+        for (int64_t value; words >> value;) all.integers[name].push_back(value);
+      else
+        for (uint32_t bits; words >> bits;) all.arrays[name].push_back(std::bit_cast<float>(bits));
     }
   }
   return all;

@@ -3,16 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 #include <set>
 
 #include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
+#include "recipes/engine_support.h"
 #include "recipes/version.h"
 #include "runner/calibration.h"
 #include "runner/calibration_rows.h"
 #include "runner/machine.h"
 #include "runner/mesh_shape.h"
 #include "runner/publication.h"
+#include "runner/run_identity.h"
 #include "runner/verify.h"
 
 namespace ptq::runner {
@@ -67,6 +70,7 @@ void copy_rest(const SourceModel& source, const ExportPlan& plan, const parallel
 
 /// What a reader of the output must know of tensors outside the decoder that are still in the publisher's FP8; "" where there are none.
 std::string native_leftovers(const SourceModel& source, const ExportPlan& plan) {
+  if (plan.metadata.dialect == recipes::Dialect::kDeepseekFp8) return "";  // its words mean them too
   int64_t count = 0;
   std::string first;
   for (const std::string& name : plan.copied)
@@ -81,8 +85,8 @@ std::string native_leftovers(const SourceModel& source, const ExportPlan& plan) 
 /// Everything from the plan on: what fails here takes the work folder with it.
 class Job {
  public:
-  Job(parallel::Session& session, const recipes::Recipe& recipe, RunLog& log)
-      : world_(session.world()), session_(session), recipe_(recipe), log_(log) {}
+  Job(parallel::Session& session, recipes::Recipe recipe, RunLog& log)
+      : world_(session.world()), session_(session), recipe_(std::move(recipe)), log_(log) {}
 
   /// False when the output was there already, complete, from the same recipe.
   bool prepare();
@@ -92,6 +96,9 @@ class Job {
   }
 
  private:
+  /// What the calibration is made of: rows of tokens, or an earlier run's statistics. Collective.
+  void find_activations();
+  std::string describe_activations() const;
   void calibrate_and_write(const parallel::Mesh& mesh);
   /// Every stage's coverage on every rank; throws when it is less than the recipe asks for. Collective.
   void gather_coverage(const std::vector<recipes::LayerCoverage>& mine);
@@ -101,12 +108,14 @@ class Job {
 
   Communicator& world_;
   parallel::Session& session_;
-  const recipes::Recipe& recipe_;
+  recipes::Recipe recipe_;
   RunLog& log_;
   SourceModel source_;
   ExportPlan plan_;
+  std::unique_ptr<ReusedStatistics> reused_;  ///< or nullptr
   std::vector<std::vector<int32_t>> rows_;
-  int64_t tokens_ = 0;  ///< of all rows
+  int64_t tokens_ = 0;                             ///< of all rows
+  std::map<std::string, std::string> attributes_;  ///< of the statistics
   parallel::MeshShape shape_;
   std::string fingerprint_, data_fingerprint_, work_;
   bool owns_work_ = false, forward_ = false;
@@ -114,6 +123,7 @@ class Job {
   checkpoint::Stats stats_;
   std::vector<recipes::ScaleNote> notes_;
   std::vector<recipes::LayerCoverage> coverage_;
+  Json choices_ = Json::array();  ///< of smoothing, by group
   VerifyResult verified_;
 };
 
@@ -123,16 +133,11 @@ bool Job::prepare() {
     check_tensors(source_);
     shape_ = mesh_shape(source_.spec, recipe_, world_.size());
     plan_ = plan_export(source_, recipe_);
-    forward_ = recipes::needs_calibration(plan_.decisions, recipe_);
   });
   log_.line(fmt::format("{}: {} with {} layers, {} in {} tensors", recipe_.model_path, source_.spec.family, source_.spec.layers.size(),
                         human_bytes(static_cast<double>(source_.weight_bytes)), source_.reader->tensors().size()));
-  world_.together([&] {
-    if (forward_) rows_ = read_rows(recipe_, source_);
-  });
-  data_fingerprint_ = rows_fingerprint(rows_);
+  find_activations();
   fingerprint_ = checkpoint::sha256_text(recipes::to_yaml(recipe_, false) + source_.fingerprint + data_fingerprint_ + recipes::kProgram);
-  for (const auto& row : rows_) tokens_ += static_cast<int64_t>(row.size());
   log_.event("plan", {{"family", source_.spec.family},
                       {"layers", source_.spec.layers.size()},
                       {"source_bytes", source_.weight_bytes},
@@ -145,11 +150,11 @@ bool Job::prepare() {
                       {"threads", num_threads()},
                       {"matmul", kernels::to_string(kernels::matmul_kernel())},
                       {"samples", rows_.size()},
-                      {"tokens", tokens_}});
+                      {"tokens", tokens_},
+                      {"reused", reused_ ? reused_->path() : ""}});
   log_.line(fmt::format("{} rank(s): data {} × pipeline {} × tensor {}{}, {} thread(s) each, {} arithmetic{}", world_.size(), shape_.data,
                         shape_.pipeline, shape_.tensor, shape_.expert > 1 ? fmt::format(", experts over {}", shape_.expert) : "",
-                        num_threads(), kernels::to_string(kernels::matmul_kernel()),
-                        forward_ ? fmt::format("; {} samples, {} tokens", rows_.size(), tokens_) : "; weights only, no calibration"));
+                        num_threads(), kernels::to_string(kernels::matmul_kernel()), describe_activations()));
 
   int64_t complete = 0;
   world_.on_root([&] { complete = check_output_folder(recipe_, fingerprint_) ? 1 : 0; });
@@ -161,11 +166,47 @@ bool Job::prepare() {
   return true;
 }
 
+void Job::find_activations() {
+  world_.together([&] {
+    const bool needed = recipes::needs_calibration(plan_.decisions, recipe_);
+    const bool searches = needed && (recipe_.method == "awq" || (recipe_.method == "smoothquant" && recipe_.smoothquant.alpha_auto));
+    if (!recipe_.reuse.empty()) reused_ = std::make_unique<ReusedStatistics>(recipe_, source_.fingerprint, searches);
+    forward_ = needed && !reused_;
+    if (forward_ || (reused_ && !recipe_.calibration_data.empty())) rows_ = read_rows(recipe_, source_);
+    data_fingerprint_ = rows_fingerprint(rows_);
+    if (!reused_) return;
+    if (!recipe_.calibration_data.empty() && data_fingerprint_ != reused_->data_fingerprint())
+      throw user_error("the statistics in calibration.reuse are of other data than calibration.data",
+                       recipe_.where("calibration.data") + ", " + reused_->path(),
+                       "name the data they are of, or none, or calibrate again without calibration.reuse");
+    data_fingerprint_ = reused_->data_fingerprint();
+    rows_.clear();
+  });
+  for (const auto& row : rows_) tokens_ += static_cast<int64_t>(row.size());
+  attributes_ = run_attributes(recipe_, source_.fingerprint, data_fingerprint_, static_cast<int64_t>(rows_.size()), tokens_);
+  if (!reused_) return;
+  const std::string keeps_gram = recipe_.keep_gram ? "true" : "false";
+  attributes_ = reused_->all().attributes;
+  attributes_["keep_gram"] = keeps_gram;
+}
+
+std::string Job::describe_activations() const {
+  if (reused_)
+    return fmt::format("; no forward pass: statistics of {} samples, {} tokens from {}", reused_->rows(), reused_->tokens(),
+                       reused_->path());
+  if (!forward_) return "; weights only, no calibration";
+  const std::string grams =
+      recipe_.keep_gram ? ", Gram matrices of up to " + human_bytes(static_cast<double>(gram_file_bytes(source_.spec))) + " are kept" : "";
+  return fmt::format("; {} samples, {} tokens{}", rows_.size(), tokens_, grams);
+}
+
 void Job::run() {
   work_ = recipe_.output_path + ".work";
   world_.on_root([&] {
-    lock_ = make_work_folder(work_, recipe_.output_path, plan_.layout.tensor_bytes());
+    const int64_t grams = recipe_.keep_gram && (forward_ || reused_) ? gram_file_bytes(source_.spec) : 0;
+    lock_ = make_work_folder(work_, recipe_.output_path, plan_.layout.tensor_bytes() + grams);
     owns_work_ = true;
+    if (forward_ || reused_) checkpoint::make_folder(StatisticsFiles{work_ + "/ptq-runner"}.details());
     checkpoint::ShardWriter::create(work_, plan_.layout);
   });
   log_.keep_in(work_ + "/ptq-runner/run.jsonl");
@@ -190,18 +231,19 @@ void Job::run() {
 }
 
 void Job::calibrate_and_write(const parallel::Mesh& mesh) {
-  const Range mine = parallel::even_share(static_cast<int64_t>(rows_.size()), shape_.data, mesh.data_rank());
   SweepOptions options;
   options.forward = forward_;
   options.operand = recipe_.compute == "fp32" ? DType::kF32 : DType::kBF16;
   options.hidden = options.operand;
   options.host_memory = recipe_.host_memory > 0 ? recipe_.host_memory : default_host_memory(session_.local_ranks());
   options.scratch = recipe_.scratch.empty() ? work_ : recipe_.scratch;
-  Sweep sweep(source_.spec, *source_.reader, mesh, {rows_.begin() + mine.begin, rows_.begin() + mine.end}, mine.begin, options);
+  Sweep sweep(source_.spec, *source_.reader, mesh, TokenRows::dealt(rows_, shape_.data, mesh.data_rank()), options);
 
   constexpr int64_t kQueue = int64_t{16} << 20;
   OutputStream output(checkpoint::ShardWriter::open(work_, plan_.layout), kQueue);
-  Calibration calibration(source_, recipe_, plan_, mesh, output, tokens_);
+  std::vector<int64_t> lengths;
+  for (const auto& row : rows_) lengths.push_back(static_cast<int64_t>(row.size()));
+  Calibration calibration(source_, recipe_, plan_, mesh, output, lengths, {{work_ + "/ptq-runner"}, attributes_.at("run"), reused_.get()});
   SweepProgress last;
   sweep.run(calibration, [&](const SweepProgress& progress) {
     const double layer_seconds = progress.seconds - last.seconds;
@@ -229,6 +271,11 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
   world_.agree(calibration.error());
   gather_coverage(mesh.stage().rank() == 0 ? calibration.coverage() : std::vector<recipes::LayerCoverage>{});
   calibration.quantize_head(sweep);
+  const recipes::SearchSeconds& search = calibration.search_seconds();
+  log_.event("search", {{"gram_seconds", search.gram},
+                        {"factor_seconds", search.factors},
+                        {"scale_seconds", search.scales},
+                        {"feedback_seconds", search.feedback}});
   log_.event("sweep",
              {{"seconds_total", last.seconds}, {"forward_seconds", last.forward_seconds}, {"read_wait_seconds", last.wait_seconds}});
   copy_rest(source_, plan_, mesh, output);
@@ -237,10 +284,22 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
 
   // Every stage's first data and tensor rank holds its layers' statistics; they are small, and the first rank writes them.
   stats_ = gather_statistics(world_, mesh.stage().rank() == 0 ? calibration.statistics() : checkpoint::Stats{});
+  if (reused_) stats_.integers.insert(reused_->all().integers.begin(), reused_->all().integers.end());
   std::string notes;
   if (mesh.stage().rank() == 0)
     for (const auto& note : calibration.notes()) notes += note.module + "\t" + note.note + "\n";
+  for (const auto& note : calibration.expert_notes()) notes += note.module + "\t" + note.note + "\n";
   notes_ = parse_notes(world_.gather_texts(notes));
+  Json choices = Json::array();
+  if (mesh.stage().rank() == 0)
+    for (const GroupChoice& choice : calibration.choices())
+      choices.push_back({{"module", choice.module},
+                         {"alpha", choice.exponents.alpha},
+                         {"beta", choice.exponents.beta},
+                         {"loss", choice.loss},
+                         {"loss_unsmoothed", choice.plain_loss}});
+  for (const std::string& text : world_.gather_texts(choices.dump()))
+    for (Json& choice : Json::parse(text)) choices_.push_back(std::move(choice));
   for (const auto& note : notes_) log_.warning(note.module + ": " + note.note);
   int64_t totals[3] = {source_.reader->bytes_read(), output.bytes_written(), 0};
   world_.all_reduce_sum(std::span<int64_t>(totals));
@@ -279,6 +338,8 @@ Json Job::report() const {
                       {"tokens", layer.tokens},
                       {"forced_tokens", layer.forced}});
   return {{"program", recipes::kProgram},
+          {"smoothing", choices_},
+          {"reused", reused_ ? Json(reused_->path()) : Json()},
           {"moe",
            {{"min_tokens_per_expert", recipe_.moe.min_tokens_per_expert},
             {"unseen", recipe_.moe.unseen},
@@ -289,13 +350,17 @@ Json Job::report() const {
 Json Job::manifest() const {
   Json decisions = Json::object();
   for (const auto& [module, decision] : plan_.decisions)
-    decisions[module] = {{"format", recipes::info(decision.format).name}, {"reason", decision.reason}};
+    decisions[module] = {{"format", recipes::info(decision.encoding.format).name}, {"reason", decision.reason}};
   Json notes = Json::array();
   for (const auto& note : notes_) notes.push_back({{"module", note.module}, {"note", note.note}});
   return {{"program", recipes::kProgram},
           {"fingerprint", fingerprint_},
           {"source", {{"path", recipe_.model_path}, {"fingerprint", source_.fingerprint}}},
-          {"data", {{"files", recipe_.calibration_data}, {"rows", rows_.size()}, {"fingerprint", data_fingerprint_}}},
+          {"data",
+           {{"files", recipe_.calibration_data},
+            {"rows", reused_ ? reused_->rows() : static_cast<int64_t>(rows_.size())},
+            {"fingerprint", data_fingerprint_},
+            {"reused", reused_ ? Json(reused_->path()) : Json()}}},
           {"ranks", {{"data", shape_.data}, {"pipeline", shape_.pipeline}, {"tensor", shape_.tensor}, {"expert", shape_.expert}}},
           {"matmul", kernels::to_string(kernels::matmul_kernel())},
           {"verified_checks", verified_.checks},
@@ -308,10 +373,12 @@ void Job::publish() {
     checkpoint::write_text(work_ + "/ptq-runner/recipe.yaml", recipes::to_yaml(recipe_, true));
     if (recipe_.report && !coverage_.empty()) checkpoint::write_text(work_ + "/ptq-runner/report.json", report().dump(2) + "\n");
     if (!stats_.arrays.empty()) {
-      stats_.attributes["source_fingerprint"] = source_.fingerprint;
-      stats_.attributes["data_fingerprint"] = data_fingerprint_;
-      stats_.attributes["program"] = recipes::kProgram;
-      checkpoint::write_stats(work_ + "/ptq-runner/calibration.h5", stats_);
+      stats_.attributes = attributes_;
+      const StatisticsFiles files{work_ + "/ptq-runner"};
+      if (forward_ || reused_)
+        for (const std::string& name : checkpoint::list_files(files.details()))
+          stats_.links["calibration/" + name.substr(0, name.rfind(".h5"))] = "calibration/" + name;
+      checkpoint::write_stats(files.main(), stats_);
     }
   });
   Json manifest_json = manifest();

@@ -50,7 +50,7 @@ float read_scalar(const checkpoint::Reader& reader, const std::string& name) {
   return *reinterpret_cast<const float*>(value.raw());
 }
 
-SourceModel open_source(const std::string& path) {
+SourceModel open_source(const std::string& path, bool as_stored) {
   SourceModel source;
   source.reader = checkpoint::open_checkpoint(path);
   const std::string folder = source.reader->folder();
@@ -60,7 +60,8 @@ SourceModel open_source(const std::string& path) {
   source.spec = layers::describe_model(layers::Config(source.config, folder + "/config.json"));
   source.fingerprint = fingerprint_of(*source.reader, source.config);
   for (const auto& [name, entry] : source.reader->tensors()) source.weight_bytes += entry.bytes;
-  source.reader = open_native(std::move(source.reader), source.config, source.spec);
+  if (!as_stored || native_quantization(source.config) != "fp8")
+    source.reader = open_native(std::move(source.reader), source.config, source.spec);
   source.eos_id = source.spec.eos_id;
   if (source.eos_id < 0 && checkpoint::exists(folder + "/generation_config.json")) {
     const checkpoint::Json generation = checkpoint::read_json(folder + "/generation_config.json");
@@ -87,22 +88,6 @@ void check_tensors(const SourceModel& source) {
   check_tensor(*source.reader, model.head_weight(), {model.vocab, model.hidden});
   for (const auto& layer : model.layers)
     for (const auto& tensor : layer.tensors) check_tensor(*source.reader, tensor.name, tensor.shape);
-}
-
-recipes::Format stored_format(const checkpoint::Reader& reader, const layers::LinearSpec& linear) {
-  const checkpoint::TensorEntry& weight = reader.at(linear.tensor(".weight"));
-  if (is_float(weight.dtype)) return recipes::Format::kNone;
-  for (const recipes::Format format : {recipes::Format::kFp8, recipes::Format::kNvfp4, recipes::Format::kNvfp4WeightOnly}) {
-    bool fits = true;
-    for (const auto& part : recipes::encoded_tensors(format, linear)) {
-      const checkpoint::TensorEntry* entry = reader.find(part.tensor.name);
-      fits = fits && entry && entry->dtype == part.tensor.dtype && entry->shape == part.tensor.shape;
-    }
-    if (fits) return format;
-  }
-  throw data_error(linear.module + " is stored as " + std::string(dtype_name(weight.dtype)) + " " + to_string(weight.shape) +
-                       " in a layout this version does not read",
-                   reader.folder() + "/" + weight.file);
 }
 
 }  // namespace ptq::runner

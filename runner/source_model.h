@@ -7,7 +7,6 @@
 #include "checkpoint/files.h"
 #include "checkpoint/reader.h"
 #include "layers/model_spec.h"
-#include "recipes/formats.h"
 
 namespace ptq::runner {
 
@@ -21,18 +20,14 @@ struct SourceModel {
 };
 
 /// Opens the folder and describes its model. Reads headers and JSON only. Throws user Errors (no such folder), data Errors (damaged or
-/// unsupported).
-SourceModel open_source(const std::string& path);
+/// unsupported). as_stored: FP8 blocks are not shown as the bf16 weights they stand for.
+SourceModel open_source(const std::string& path, bool as_stored = false);
 
 /// True for float checkpoints and for those their publisher quantized, which the reader shows as bf16.
 bool is_plain(const SourceModel& source);
 /// Throws a data Error unless every tensor of the spec is there, with its shape and a floating-point dtype: for plain sources; says by
 /// which tool any other was quantized.
 void check_tensors(const SourceModel& source);
-
-/// The format a linear of an exported checkpoint is stored in, by its tensors; kNone if it is plain. Throws a data Error for layouts this
-/// version does not read.
-recipes::Format stored_format(const checkpoint::Reader& reader, const layers::LinearSpec& linear);
 
 /// BF16, F16 or F32: what an unquantized weight may be.
 bool is_float(DType dtype);

@@ -55,9 +55,23 @@ layers::ExpertWeights SweepClient::expert_weights(const ExpertChunk& chunk, int 
   return weights;
 }
 
-Sweep::Sweep(const layers::ModelSpec& model, const checkpoint::Reader& reader, const parallel::Mesh& mesh,
-             std::vector<std::vector<int32_t>> rows, int64_t first_row, SweepOptions options)
-    : model_(model), reader_(reader), mesh_(mesh), rows_(std::move(rows)), first_row_(first_row), options_(std::move(options)) {}
+Sweep::Sweep(const layers::ModelSpec& model, const checkpoint::Reader& reader, const parallel::Mesh& mesh, TokenRows rows,
+             SweepOptions options)
+    : model_(model), reader_(reader), mesh_(mesh), rows_(std::move(rows)), options_(std::move(options)) {}
+
+TokenRows TokenRows::dealt(const std::vector<std::vector<int32_t>>& all, int64_t ranks, int64_t rank) {
+  TokenRows mine{.first = rank, .step = ranks};
+  for (const auto& row : all) mine.lengths.push_back(static_cast<int64_t>(row.size()));
+  for (auto i = static_cast<size_t>(rank); i < all.size(); i += static_cast<size_t>(ranks)) mine.ids.push_back(all[i]);
+  return mine;
+}
+
+TokenRows TokenRows::run(const std::vector<std::vector<int32_t>>& all, int64_t ranks, int64_t rank) {
+  const Range share = even_share(static_cast<int64_t>(all.size()), ranks, rank);
+  TokenRows mine{.ids = {all.begin() + share.begin, all.begin() + share.end}, .first = share.begin};
+  for (const auto& row : all) mine.lengths.push_back(static_cast<int64_t>(row.size()));
+  return mine;
+}
 
 void Sweep::embed() {
   std::vector<int64_t> counts;
@@ -87,12 +101,14 @@ LayerTensors Sweep::take_layer(const SweepClient& client, WeightLoader& loader, 
   for (auto& spec : client.tensors(*tensors.layer))
     if (spec.expert == layers::kNoExpert) tensors.specs.push_back(std::move(spec));
   tensors.shares = loader.take();
-  for (const auto& spec : tensors.specs) tensors.placements.push_back(place(*tensors.layer, spec, reader_.at(spec.name).rows(), mesh_));
+  for (const auto& spec : tensors.specs)
+    tensors.placements.push_back(place(*tensors.layer, spec, reader_.at(spec.name).rows(), mesh_, client.row_unit(*tensors.layer, spec)));
   return tensors;
 }
 
-void Sweep::assemble(LayerTensors& tensors) const {
+void Sweep::assemble(LayerTensors& tensors, bool vectors_only) const {
   for (size_t i = 0; i < tensors.specs.size(); ++i) {
+    if (vectors_only && tensors.specs[i].is_weight()) continue;
     const Placement& placement = tensors.placements[i];
     const Tensor& share = tensors.shares[i];
     Tensor slice = share;
@@ -122,7 +138,7 @@ std::vector<LoadUnit> Sweep::load_units(const SweepClient& client) const {
       for (const auto& spec : client.tensors(layer)) {
         if (spec.expert != layers::kNoExpert) continue;
         const checkpoint::TensorEntry& entry = reader_.at(spec.name);
-        unit.push_back({&entry, place(layer, spec, entry.rows(), mesh_).share});
+        unit.push_back({&entry, place(layer, spec, entry.rows(), mesh_, client.row_unit(layer, spec)).share});
       }
       units.push_back(std::move(unit));
     }
@@ -146,7 +162,7 @@ void Sweep::run(SweepClient& client, const std::function<void(const SweepProgres
   settle_plan();
   SweepProgress progress;
   progress.layers = static_cast<int64_t>(model_.layers.size());
-  for (const auto& row : rows_) progress.tokens += static_cast<int64_t>(row.size());
+  for (const auto& row : rows_.ids) progress.tokens += static_cast<int64_t>(row.size());
 
   world.together([&] {
     if (options_.forward && mesh_.pipeline_rank() == 0) embed();
@@ -165,17 +181,20 @@ void Sweep::run(SweepClient& client, const std::function<void(const SweepProgres
     ExpertSource experts(client, loader, reader_, mesh_, plan_.experts, options_.forward);
     if (options_.forward) {
       const auto forward_begin = std::chrono::steady_clock::now();
-      for (auto& layer : layers) assemble(layer);
+      for (auto& layer : layers) assemble(layer, false);
       run_window(client, layers, experts);
       progress.forward_seconds += seconds_since(forward_begin);
     } else {
-      for (const auto& layer : layers)
+      for (auto& layer : layers) {
+        if (client.needs_vectors(*layer.layer)) assemble(layer, true);
         if (layer.layer->moe()) experts.pass(*layer.layer);
+      }
     }
     world.agree(experts.error() ? experts.error() : client.error());
     client.window_done(layers);
     for (const auto& layer : layers)
-      if (layer.layer->moe()) experts.finish(*layer.layer);
+      if (layer.layer->moe()) experts.finish(*layer.layer, [&](const ExpertChunk& chunk) { show_again(client, chunk); });
+    kept_groups_.clear();
     world.agree(experts.error());
     progress.layers_done = window.boundaries.back();
     progress.seconds = seconds_since(begin);

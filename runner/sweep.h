@@ -29,7 +29,7 @@ struct LayerTensors {
   std::vector<layers::TensorSpec> specs;
   std::vector<Placement> placements;
   std::vector<Tensor> shares;            ///< rows this rank reads and owns
-  std::map<std::string, Tensor> slices;  ///< rows it computes with; empty when the sweep computes nothing
+  std::map<std::string, Tensor> slices;  ///< rows it computes with; without those it does not need when the sweep computes nothing
 };
 
 /// Puts one tensor of an expert in its place as [out, in] or [out]; transposes a stacked weight [1, in, out].
@@ -41,6 +41,8 @@ class SweepClient {
   virtual ~SweepClient() = default;
   /// The tensors to read for a layer, those of experts included.
   virtual std::vector<layers::TensorSpec> tensors(const layers::LayerSpec& layer) const { return layer.tensors; }
+  /// Rows of the tensor that one rank has to own together, as place() takes it.
+  virtual int64_t row_unit(const layers::LayerSpec&, const layers::TensorSpec&) const { return 1; }
   /// Bytes of the computed form of a layer per byte read (dequantized weights are larger than their codes).
   virtual double expansion() const { return 1.0; }
   /// Once per layer, before its forward: looks at the shares, may throw.
@@ -55,6 +57,17 @@ class SweepClient {
 
   /// counts[e]: tokens of this rank that were routed to expert e, once per layer and group of micro-batches.
   virtual void routed(const layers::LayerSpec&, const std::vector<int64_t>& /*counts*/) {}
+  /// Once per chunk, after all of this rank's tokens went through it, or when it was read where nothing is computed; may communicate over
+  /// the stage. Also for broken chunks. `stays`: the chunk is in memory until its last sight.
+  virtual void experts_forwarded(const ExpertChunk&, bool /*stays*/) {}
+  /// Where nothing is computed: does the client use the slices of this layer's norms, routers and biases all the same?
+  virtual bool needs_vectors(const layers::LayerSpec&) const { return false; }
+  /// True when experts_forwarded is to see all tokens at once: then all micro-batches of a rank form one group.
+  virtual bool keeps_expert_tokens() const { return false; }
+  /// Bytes that observing a layer takes of this rank while its window is in memory.
+  virtual int64_t statistics_bytes(const layers::LayerSpec&) const { return 0; }
+  /// Bytes that a token takes while its experts are looked at, for each expert it visits.
+  virtual int64_t visit_bytes() const { return 0; }
   /// True when forced() is to be asked; then all micro-batches of a rank form one group.
   virtual bool forces_visits() const { return false; }
   /// Experts to visit for statistics alone. counts: routed tokens of all ranks.
@@ -64,9 +77,26 @@ class SweepClient {
   virtual std::optional<Error> error() { return std::nullopt; }
   /// After a window: its layers on this rank, statistics complete. Every rank of the stage calls it; may communicate over the stage.
   virtual void window_done(const std::vector<LayerTensors>&) {}
+  /// Should the layer's tokens pass a chunk that is read again once more, for the hooks alone, before its last sight? experts_forwarded is
+  /// then called again.
+  virtual bool shows_tokens_again(const layers::LayerSpec&) const { return false; }
   /// The chunk's last sight: after its forward, or, where statistics of the whole layer are needed first, after window_done.
   virtual void experts_done(const ExpertChunk&) {}
   virtual bool needs_layer_first(const layers::LayerSpec&) const { return false; }
+};
+
+/// The token rows of one data rank.
+struct TokenRows {
+  std::vector<std::vector<int32_t>> ids;
+  int64_t first = 0;             ///< index of the first among all ranks' rows
+  int64_t step = 1;              ///< from one to the next among all
+  std::vector<int64_t> lengths;  ///< of all ranks' rows, in tokens
+
+  /// Rows dealt out one by one, so that micro-batches of the same number hold neighbouring rows: sums over all ranks' tokens can then be
+  /// taken in the order of rows.
+  static TokenRows dealt(const std::vector<std::vector<int32_t>>& all, int64_t ranks, int64_t rank);
+  /// Every rank a run of neighbours.
+  static TokenRows run(const std::vector<std::vector<int32_t>>& all, int64_t ranks, int64_t rank);
 };
 
 struct SweepOptions {
@@ -87,9 +117,8 @@ struct SweepProgress {
 
 class Sweep {
  public:
-  /// rows: this data rank's token rows; first_row their index among all. Throws a user Error when host_memory is too small.
-  Sweep(const layers::ModelSpec& model, const checkpoint::Reader& reader, const parallel::Mesh& mesh,
-        std::vector<std::vector<int32_t>> rows, int64_t first_row, SweepOptions options);
+  /// run() throws a user Error when host_memory is too small.
+  Sweep(const layers::ModelSpec& model, const checkpoint::Reader& reader, const parallel::Mesh& mesh, TokenRows rows, SweepOptions options);
 
   /// Collective over the world. `on_window` is called on every rank after each window.
   void run(SweepClient& client, const std::function<void(const SweepProgress&)>& on_window);
@@ -132,7 +161,8 @@ class Sweep {
   // sweep.cpp
   void embed();
   LayerTensors take_layer(const SweepClient& client, WeightLoader& loader, int64_t layer) const;
-  void assemble(LayerTensors& tensors) const;
+  /// Slices of all tensors, or of those alone that are no weights of linears. Collective over the stage.
+  void assemble(LayerTensors& tensors, bool vectors_only) const;
   std::vector<LoadUnit> load_units(const SweepClient& client) const;
 
   // sweep_window.cpp
@@ -141,14 +171,14 @@ class Sweep {
                  ExpertSource& experts, int64_t first_batch, std::vector<Tensor>& states);
   void run_experts(SweepClient& client, const layers::LayerSpec& layer, const layers::LayerWeights& weights, ExpertSource& experts,
                    layers::TokenGroup& group);
+  void show_again(SweepClient& client, const ExpertChunk& chunk);
   Tensor gather_tokens(int64_t m, const Tensor& share);
   parallel::Range token_share(int64_t m) const;
 
   const layers::ModelSpec& model_;
   const checkpoint::Reader& reader_;
   const parallel::Mesh& mesh_;
-  std::vector<std::vector<int32_t>> rows_;
-  int64_t first_row_;
+  TokenRows rows_;
   SweepOptions options_;
   std::vector<layers::Batch> batches_;
   std::vector<std::vector<int32_t>> batch_ids_;
@@ -157,12 +187,13 @@ class Sweep {
   layers::RopeTables rope_;
   layers::Workspace workspace_;
   Plan plan_;
-  int64_t ahead_bytes_ = 0;       ///< that the loader may read ahead
-  int64_t longest_ = 1;           ///< tokens of the longest row
-  int64_t first_token_ = 0;       ///< of this data rank's rows among all
-  int64_t groups_ = 0;            ///< of micro-batches; with experts the most that any rank has
-  bool streams_experts_ = false;  ///< some layer's experts come in several chunks
+  int64_t ahead_bytes_ = 0;                         ///< that the loader may read ahead
+  int64_t longest_ = 1;                             ///< tokens of the longest row
+  std::vector<std::vector<int64_t>> first_tokens_;  ///< by micro-batch: index of each row's first token among all ranks' tokens
+  int64_t groups_ = 0;                              ///< of micro-batches; with experts the most that any rank has
+  bool streams_experts_ = false;                    ///< some layer's experts come in several chunks
   bool spill_ = false;
+  std::map<int64_t, layers::TokenGroup> kept_groups_;  ///< by layer, of those whose tokens are shown again
 };
 
 }  // namespace ptq::runner

@@ -83,7 +83,7 @@ int64_t Sweep::layer_bytes(const SweepClient& client, const layers::LayerSpec& l
   for (const auto& spec : client.tensors(layer)) {
     if (spec.expert != layers::kNoExpert) continue;
     const checkpoint::TensorEntry& entry = reader_.at(spec.name);
-    const Placement placement = place(layer, spec, entry.rows(), mesh_);
+    const Placement placement = place(layer, spec, entry.rows(), mesh_, client.row_unit(layer, spec));
     const auto row = static_cast<double>(entry.row_bytes());
     const bool gathered = placement.shares.size() > 1;
     bytes += row * static_cast<double>(placement.share.size());
@@ -126,10 +126,11 @@ std::vector<Window> Sweep::windows(int64_t depth) const {
 Sweep::Needs Sweep::measure(const SweepClient& client, int64_t depth) const {
   Needs needs;
   needs.base = resident_bytes() + kWriterRoom;
-  for (const auto& row : rows_) needs.tokens += static_cast<int64_t>(row.size());
+  for (const auto& row : rows_.ids) needs.tokens += static_cast<int64_t>(row.size());
   std::vector<int64_t> now;
   for (const auto& layer : model_.layers) {
-    now.push_back(layer_bytes(client, layer, false));
+    now.push_back(layer_bytes(client, layer, false) +
+                  (options_.forward || client.needs_vectors(layer) ? client.statistics_bytes(layer) : 0));
     needs.dense_ahead = std::max(needs.dense_ahead, layer_bytes(client, layer, true));
     const auto* moe = layer.moe();
     if (!moe) continue;
@@ -147,20 +148,26 @@ Sweep::Needs Sweep::measure(const SweepClient& client, int64_t depth) const {
     }
   const int64_t word = dtype_bytes(options_.hidden);
   if (options_.forward) needs.hidden = (needs.tokens / mesh_.shape().tensor + 1) * model_.hidden * word;
-  int64_t top_k = 0;
+  int64_t top_k = 0, wide = model_.hidden;
   for (const auto& layer : model_.layers)
-    if (const auto* moe = layer.moe()) top_k = std::max(top_k, moe->router.top_k);
-  needs.token_in_group = model_.hidden * (4 + dtype_bytes(options_.operand) + word) + 8 + top_k * 24;
+    if (const auto* moe = layer.moe()) {
+      top_k = std::max(top_k, moe->router.top_k);
+      wide = std::max(wide, moe->intermediate);
+    }
+  needs.token_in_group = model_.hidden * (4 + dtype_bytes(options_.operand) + word) + 8 + top_k * (24 + client.visit_bytes());
+  // One expert may get every token, and weights them in f32.
+  if (client.keeps_expert_tokens()) needs.token_in_group += model_.hidden * dtype_bytes(options_.operand) + wide * 4;
   return needs;
 }
 
 void Sweep::plan(const SweepClient& client) {
-  for (const auto& row : rows_) longest_ = std::max(longest_, static_cast<int64_t>(row.size()));
+  for (const int64_t length : rows_.lengths) longest_ = std::max(longest_, length);
   const int64_t all = most_experts(model_), ranks = mesh_.shape().expert, replicas = mesh_.replicas().size();
   const int64_t most = (all + ranks - 1) / ranks;  // experts a rank has of a layer
   const bool all_fit = options_.experts_in_memory == 0 || options_.experts_in_memory >= most;
   constexpr int64_t kAllBatches = std::numeric_limits<int32_t>::max();
-  const std::vector<int64_t> groups = client.forces_visits() ? std::vector<int64_t>{kAllBatches} : std::vector<int64_t>{16, 8, 4, 2, 1};
+  const std::vector<int64_t> groups =
+      client.forces_visits() || client.keeps_expert_tokens() ? std::vector<int64_t>{kAllBatches} : std::vector<int64_t>{16, 8, 4, 2, 1};
 
   // Windows of several layers a stage keep pipeline ranks evenly busy; one layer a stage needs the least memory.
   std::vector<Needs> needs;
@@ -228,10 +235,6 @@ void Sweep::settle_plan() {
   windows_ = windows(plan_.depth);
   if (!options_.forward) return;
   make_batches(plan_.micro_batch);
-  std::vector<int64_t> tokens(static_cast<size_t>(mesh_.shape().data), 0);
-  for (const layers::Batch& batch : batches_) tokens[static_cast<size_t>(mesh_.data_rank())] += batch.tokens();
-  mesh_.data().all_reduce_sum(std::span<int64_t>(tokens));
-  first_token_ = std::accumulate(tokens.begin(), tokens.begin() + mesh_.data_rank(), int64_t{0});
   // An expert that leaves memory does not come back for later tokens: they go through it together.
   plan_.group = streams_experts_ ? std::max<int64_t>(1, micro_batches()) : std::min(plan_.group, std::max<int64_t>(1, micro_batches()));
   groups_ = (micro_batches() + plan_.group - 1) / plan_.group;
@@ -239,24 +242,41 @@ void Sweep::settle_plan() {
   rope_ = layers::make_rope_tables(model_.rope, longest_);
 }
 
+/// A row is as long as the longest that any data rank has at this place, so that all ranks cut alike where rows were dealt out; a rank
+/// whose rows ended has empty micro-batches.
 void Sweep::make_batches(int64_t micro_batch_tokens) {
-  std::vector<int64_t> lengths;
-  std::vector<int32_t> ids;
-  int64_t first = first_row_;
-  const auto close = [&] {
-    if (lengths.empty()) return;
-    batches_.push_back(layers::make_batch(first, lengths));
-    batch_ids_.push_back(std::move(ids));
-    first += static_cast<int64_t>(lengths.size());
-    lengths.clear();
-    ids.clear();
+  const auto all = static_cast<int64_t>(rows_.lengths.size());
+  std::vector<int64_t> first_token(static_cast<size_t>(all) + 1, 0);
+  for (int64_t r = 0; r < all; ++r)
+    first_token[static_cast<size_t>(r) + 1] = first_token[static_cast<size_t>(r)] + rows_.lengths[static_cast<size_t>(r)];
+  const bool dealt = rows_.step > 1;
+  const int64_t places = dealt ? (all + rows_.step - 1) / rows_.step : static_cast<int64_t>(rows_.ids.size());
+  const auto row_at = [&](int64_t place) { return rows_.first + place * rows_.step; };
+  const auto width = [&](int64_t place) {
+    if (!dealt) return rows_.lengths[static_cast<size_t>(row_at(place))];
+    const auto begin = rows_.lengths.begin() + place * rows_.step;
+    return *std::max_element(begin, begin + std::min(rows_.step, all - place * rows_.step));
   };
-  for (const auto& row : rows_) {
-    if (static_cast<int64_t>(ids.size() + row.size()) > micro_batch_tokens) close();
-    lengths.push_back(static_cast<int64_t>(row.size()));
-    ids.insert(ids.end(), row.begin(), row.end());
+  for (int64_t begin = 0; begin < places;) {
+    int64_t end = begin;
+    for (int64_t tokens = 0; end < places && (end == begin || tokens + width(end) <= micro_batch_tokens); ++end) tokens += width(end);
+    std::vector<int64_t> lengths, firsts;
+    std::vector<int32_t> ids;
+    for (int64_t place = begin; place < end && row_at(place) < all; ++place) {
+      const auto& row = rows_.ids[static_cast<size_t>(place)];
+      lengths.push_back(static_cast<int64_t>(row.size()));
+      firsts.push_back(first_token[static_cast<size_t>(row_at(place))]);
+      ids.insert(ids.end(), row.begin(), row.end());
+    }
+    layers::Batch batch = layers::make_batch(row_at(begin), lengths);
+    batch.row_step = rows_.step;
+    batch.all_rows =
+        dealt ? parallel::Range{begin * rows_.step, std::min(all, end * rows_.step)} : parallel::Range{row_at(begin), row_at(end)};
+    batches_.push_back(std::move(batch));
+    batch_ids_.push_back(std::move(ids));
+    first_tokens_.push_back(std::move(firsts));
+    begin = end;
   }
-  close();
 }
 
 }  // namespace ptq::runner

@@ -50,6 +50,20 @@ void Sweep::run_experts(SweepClient& client, const layers::LayerSpec& layer, con
     const layers::ExpertChunkView view{chunk.experts, [&](int e) { return client.expert_weights(chunk, e); }, chunk.broken};
     layers::forward_experts(layer, view, forced, context, group);
   });
+  if (!streams_experts_ || !client.shows_tokens_again(layer)) return;
+  layers::TokenGroup& kept = kept_groups_[layer.index];
+  kept.positions = group.positions;
+  kept.experts = group.experts;
+  kept.weights = group.weights;
+  kept.x = Tensor::empty(group.x.shape(), group.x.dtype());
+  std::copy_n(group.x.raw(), group.x.bytes(), kept.x.raw());
+}
+
+void Sweep::show_again(SweepClient& client, const ExpertChunk& chunk) {
+  const layers::ExpertContext context{options_.operand, &client.hooks(), &workspace_, &mesh_.experts(), kExchangeTokens, true};
+  const layers::ExpertChunkView view{chunk.experts, [&](int e) { return client.expert_weights(chunk, e); }, chunk.broken};
+  layers::forward_experts(*chunk.layer, view, {}, context, kept_groups_.at(chunk.layer->index));
+  client.experts_forwarded(chunk, true);
 }
 
 /// states[i] is this rank's share of micro-batch first_batch + i, changed from the input of the first layer to the output of the last.
@@ -58,9 +72,8 @@ void Sweep::run_group(SweepClient& client, const std::vector<LayerTensors>& laye
   const layers::ForwardContext context{options_.operand, &rope_, model_.rope.rotary_dim, &mesh_.tensor(), &client.hooks(), &workspace_};
   const auto count = static_cast<int64_t>(states.size());
   layers::TokenGroup group;
-  int64_t tokens = 0, first_token = first_token_;
+  int64_t tokens = 0;
   for (int64_t i = 0; i < count; ++i) tokens += token_share(first_batch + i).size();
-  for (int64_t m = 0; m < first_batch; ++m) first_token += batches_[static_cast<size_t>(m)].tokens();
 
   size_t next = 0;
   do {
@@ -73,7 +86,7 @@ void Sweep::run_group(SweepClient& client, const std::vector<LayerTensors>& laye
       group.hidden = workspace_.get("group_hidden", {tokens, model_.hidden}, DType::kF32);
       group.positions.clear();
     }
-    int64_t at = 0, batch_begin = first_token;
+    int64_t at = 0;
     for (int64_t i = 0; i < count; ++i) {
       const layers::Batch& batch = batches_[static_cast<size_t>(first_batch + i)];
       const Range share = token_share(first_batch + i);
@@ -91,9 +104,11 @@ void Sweep::run_group(SweepClient& client, const std::vector<LayerTensors>& laye
         };
         put(x, group.x);
         put(hidden, group.hidden);
-        for (int64_t t = share.begin; t < share.end; ++t) group.positions.push_back(batch_begin + t);
+        const auto& first_tokens = first_tokens_[static_cast<size_t>(first_batch + i)];
+        for (size_t row = 0; row + 1 < batch.starts.size(); ++row)
+          for (int64_t t = std::max(share.begin, batch.starts[row]); t < std::min(share.end, batch.starts[row + 1]); ++t)
+            group.positions.push_back(first_tokens[row] + t - batch.starts[row]);
         at += share.size();
-        batch_begin += batch.tokens();
       } else if (stop > next) {
         Tensor& state = states[static_cast<size_t>(i)];
         const Tensor mine = rounded.rows(share.begin, share.end);

@@ -1,14 +1,12 @@
 #include "runner/verify.h"
 
-#include <algorithm>
-#include <cmath>
 #include <map>
 #include <set>
 
 #include "recipes/exclusions.h"
 #include "recipes/export_metadata.h"
 #include "runner/publication.h"
-#include "runner/source_model.h"
+#include "runner/verify_judge.h"
 
 namespace ptq::runner {
 
@@ -17,93 +15,67 @@ namespace {
 using checkpoint::Json;
 using checkpoint::TensorEntry;
 
-constexpr int64_t kPiece = int64_t{8} << 20;
-
-class Judge {
- public:
-  explicit Judge(VerifyResult& result) : result_(result) {}
-  void claim(bool holds, const std::string& otherwise) {
-    ++result_.checks;
-    if (!holds && result_.failures.size() < 100) result_.failures.push_back(otherwise);
-  }
-  void claims(size_t checks, const std::vector<std::string>& failures) {
-    for (const auto& failure : failures) claim(false, failure);
-    result_.checks += static_cast<int64_t>(checks - std::min(checks, failures.size()));
-  }
-
- private:
-  VerifyResult& result_;
-};
-
-/// Walks the bytes of a tensor in pieces of whole rows.
-template <class Visit>
-void for_pieces(const checkpoint::Reader& reader, const TensorEntry& entry, const Visit& visit) {
-  const int64_t rows = entry.shape.empty() ? 1 : entry.shape[0];
-  const int64_t row_bytes = rows > 0 ? entry.bytes / rows : 0;
-  const int64_t step = std::max<int64_t>(1, row_bytes > 0 ? kPiece / row_bytes : rows);
-  std::vector<std::byte> buffer;
-  for (int64_t begin = 0; begin < rows; begin += step) {
-    const int64_t end = std::min(rows, begin + step);
-    buffer.resize(static_cast<size_t>((end - begin) * row_bytes));
-    reader.read_rows(entry, begin, end, buffer.data());
-    visit(begin, end, buffer);
-  }
-}
-
-void check_json(const std::string& folder, const Json& config, Judge& judge) {
+/// The words of config.json against those of hf_quant_config.json, which ModelOpt's dialect alone has, and against themselves.
+void check_json(const std::string& folder, const Json& config, recipes::Dialect dialect, Judge& judge) {
   const bool has_quantization = config.contains("quantization_config");
   const bool has_file = checkpoint::exists(folder + "/hf_quant_config.json");
-  judge.claim(has_quantization == has_file, "config.json and hf_quant_config.json disagree about whether the model is quantized");
-  if (!has_quantization || !has_file) return;
-  constexpr size_t kClaims = 8;
+  constexpr size_t kClaims = 9;
+  if (dialect == recipes::Dialect::kModelOpt) {
+    judge.claim(has_quantization == has_file, "config.json and hf_quant_config.json disagree about whether the model is quantized");
+    if (has_quantization && has_file)
+      judge.claims(kClaims,
+                   recipes::metadata_faults(checkpoint::read_json(folder + "/hf_quant_config.json"), config.at("quantization_config")));
+    return;
+  }
+  judge.claim(!has_file, "hf_quant_config.json is there, which no dialect but ModelOpt's has");
+  const Json& words = config.at("quantization_config");
   judge.claims(kClaims,
-               recipes::metadata_faults(checkpoint::read_json(folder + "/hf_quant_config.json"), config.at("quantization_config")));
+               dialect == recipes::Dialect::kCompressedTensors ? recipes::compressed_faults(words) : recipes::deepseek_faults(words));
 }
-
-/// A linear as it is stored. `key` is the module that servers know it by: a layer's routed experts are one.
-struct StoredLinear {
-  const layers::LinearSpec* linear;
-  std::string key;
-  recipes::Format format;
-};
 
 struct Export {
   const SourceModel& model;
+  StoredEncodings encodings;
   std::vector<std::vector<StoredLinear>> layers;  ///< and one more, of the head
 };
 
 Export read_export(const SourceModel& model) {
-  Export exported{model, {}};
+  Export exported{model, StoredEncodings(model), {}};
   for (const auto& layer : model.spec.layers) {
     exported.layers.emplace_back();
     for (const auto& linear : layer.linears)
       exported.layers.back().push_back(
-          {&linear, linear.is_routed() && layer.moe() ? layer.moe()->module : linear.module, stored_format(*model.reader, linear)});
+          {&linear, linear.is_routed() && layer.moe() ? layer.moe()->module : linear.module, exported.encodings.of(linear)});
   }
   exported.layers.emplace_back();
   if (!model.spec.tied) {
     const layers::LinearSpec& head = model.spec.lm_head;
-    exported.layers.back().push_back({&head, head.module, stored_format(*model.reader, head)});
+    exported.layers.back().push_back({&head, head.module, exported.encodings.of(head)});
   }
   return exported;
 }
 
-/// One format for all: what is not quantized, and only that, is under exclude_modules.
-void check_excluded(const Export& exported, const std::vector<std::string>& patterns, Judge& judge) {
+/// Modules that own a matrix: those of quantized linears with the modules servers know them by, and all others but the embedding: routers,
+/// and whatever has no place in the spec (multi-token prediction, a vision tower).
+struct MatrixModules {
   std::set<std::string> quantized, plain;
+};
+MatrixModules matrix_modules(const Export& exported) {
+  MatrixModules modules;
   for (const auto& layer : exported.layers)
-    for (const auto& [linear, key, format] : layer) {
-      if (format == recipes::Format::kNone)
-        plain.insert(linear->module);
+    for (const auto& [linear, key, encoding] : layer) {
+      if (encoding.is_quantized())
+        modules.quantized.insert({linear->module, key});
       else
-        quantized.insert({linear->module, key});
+        modules.plain.insert(linear->module);
     }
-  // Routers, and whatever has no place in the spec: multi-token prediction, a vision tower.
-  for (const auto& [name, entry] : exported.model.reader->tensors())
-    if (entry.shape.size() == 2 && name.ends_with(".weight") && name != exported.model.spec.embedding &&
-        !exported.model.reader->find(name + "_scale"))
-      plain.insert(name.substr(0, name.rfind('.')));
-  judge.claims(quantized.size() + plain.size(), recipes::exclusion_faults(patterns, quantized, plain));
+  const checkpoint::Reader& reader = *exported.model.reader;
+  const bool has_blocks = exported.encodings.dialect() == recipes::Dialect::kDeepseekFp8;  // also of what the publisher quantized
+  for (const auto& [name, entry] : reader.tensors())
+    if (entry.shape.size() == 2 && name.ends_with(".weight") && name != exported.model.spec.embedding && !reader.find(name + "_scale") &&
+        !(has_blocks && reader.find(name + "_scale_inv")))
+      modules.plain.insert(name.substr(0, name.rfind('.')));
+  return modules;
 }
 
 /// MIXED_PRECISION: what is quantized, and only that, is under quantized_layers.
@@ -111,80 +83,55 @@ void check_mixture(const Export& exported, const Json& quantized_layers, Judge& 
   std::map<std::string, std::string> algorithms;
   for (const auto& [module, entry] : quantized_layers.items()) algorithms[module] = entry.value("quant_algo", "");
   for (const auto& layer : exported.layers)
-    for (const auto& [linear, key, format] : layer) {
+    for (const auto& [linear, key, encoding] : layer) {
       const auto found = algorithms.find(key);
-      judge.claim((found == algorithms.end() ? "" : found->second) == recipes::info(format).quant_algo,
-                  linear->module + " is stored as " + recipes::info(format).name + ", but quantized_layers says otherwise");
+      judge.claim((found == algorithms.end() ? "" : found->second) == recipes::quant_algo(encoding),
+                  linear->module + " is stored as " + recipes::info(encoding.format).name + ", but quantized_layers says otherwise");
     }
 }
 
-/// The codes of a linear, or that there are none.
-void check_codes(const checkpoint::Reader& reader, const StoredLinear& stored, Judge& judge) {
-  const layers::LinearSpec& linear = *stored.linear;
-  if (stored.format == recipes::Format::kNone) {
-    for (const char* part : {".weight_scale", ".weight_scale_2", ".input_scale"})
-      judge.claim(!reader.find(linear.tensor(part)), linear.module + " is not quantized but has " + linear.tensor(part));
-    return;
-  }
-  for (const auto& part : recipes::encoded_tensors(stored.format, linear)) {
-    if (part.is_scalar || part.tensor.dtype != DType::kF8E4M3) continue;
-    bool finite = true, positive = true;
-    for_pieces(reader, reader.at(part.tensor.name), [&](int64_t, int64_t, const std::vector<std::byte>& bytes) {
-      for (const std::byte byte : bytes) {
-        const auto code = static_cast<uint8_t>(byte);
-        finite = finite && (code & 0x7f) != 0x7f;
-        positive = positive && code != 0 && code < 0x80;
-      }
-    });
-    judge.claim(finite, part.tensor.name + " holds NaN codes");
-    if (part.part != ".weight") judge.claim(positive, part.tensor.name + " holds a block scale that is zero or negative");
-  }
+/// The words of compressed-tensors give every linear the format it is stored in, and nothing else one.
+void check_groups(const Export& exported, const Json& words, Judge& judge) {
+  const recipes::CompressedFormats formats(words);
+  for (const auto& layer : exported.layers)
+    for (const auto& [linear, key, encoding] : layer)
+      judge.claim(formats.of(linear->module) == encoding.format,
+                  linear->module + " is stored as " + recipes::info(encoding.format).name + ", but config_groups and ignore say otherwise");
+  for (const std::string& module : matrix_modules(exported).plain)
+    judge.claim(formats.of(module) == recipes::Format::kNone, module + " is not quantized, but config_groups and ignore say it is");
 }
 
-/// The scalars of one layer's linears, each read once, and which of them servers take for one.
-void check_scales(const checkpoint::Reader& reader, const std::vector<StoredLinear>& layer, Judge& judge) {
-  // Fused by servers: the members of a scale group, and all routed experts of the layer.
-  enum class Shares { kFormat, kExpertFormat, kWeightScale, kInput, kExpertInput };
-  struct Leader {
-    const StoredLinear* first;
-    float value;
+/// modules_to_not_convert names what is not quantized, by itself or by a module that it is part of, and nothing else.
+void check_kept(const Export& exported, const Json& words, Judge& judge) {
+  std::set<std::string> kept;
+  for (const Json& name : words.value("modules_to_not_convert", Json::array())) kept.insert(name.get<std::string>());
+  const auto is_kept = [&](const std::string& module) {
+    for (size_t dot = module.find('.'); dot != std::string::npos; dot = module.find('.', dot + 1))
+      if (kept.count(module.substr(0, dot))) return true;
+    return kept.count(module) > 0;
   };
-  std::map<std::pair<Shares, int>, Leader> leaders;
-  const auto claim_shared = [&](Shares what, int group, const StoredLinear& stored, float value, const std::string& otherwise) {
-    const Leader& leader = leaders.try_emplace({what, group}, Leader{&stored, value}).first->second;
-    judge.claim(leader.first == &stored || leader.value == value,
-                leader.first->linear->module + " and " + stored.linear->module + otherwise);
-  };
-  for (const StoredLinear& stored : layer) {
-    const layers::LinearSpec& linear = *stored.linear;
-    const bool routed = linear.is_routed();
-    claim_shared(routed ? Shares::kExpertFormat : Shares::kFormat, routed ? 0 : linear.scale_group, stored,
-                 static_cast<float>(stored.format), " are fused by servers but have different formats");
-    if (stored.format == recipes::Format::kNone) continue;
-    for (const auto& part : recipes::encoded_tensors(stored.format, linear)) {
-      if (!part.is_scalar) continue;
-      const float value = read_scalar(reader, part.tensor.name);
-      judge.claim(std::isfinite(value) && value > 0, part.tensor.name + " is " + std::to_string(value) + ", not a positive finite scale");
-      const std::string otherwise = " do not share " + part.part.substr(1);
-      if (part.part == ".input_scale")
-        claim_shared(routed ? Shares::kExpertInput : Shares::kInput, routed ? linear.feeds_down : linear.scale_group, stored, value,
-                     otherwise);
-      else if (routed || recipes::info(stored.format).shares_weight_scale)
-        claim_shared(Shares::kWeightScale, linear.scale_group, stored, value, otherwise);
-    }
-  }
+  const MatrixModules modules = matrix_modules(exported);
+  for (const std::string& module : modules.quantized)
+    judge.claim(!is_kept(module), module + " is quantized but modules_to_not_convert has it");
+  for (const std::string& module : modules.plain)
+    judge.claim(is_kept(module), module + " is not quantized, but modules_to_not_convert lacks it");
 }
 
-void check_kv(const Export& exported, const layers::LayerSpec& layer, bool wanted, Judge& judge) {
-  if (!layer.attention()) return;
-  for (const char* suffix : {".k_proj.k_scale", ".v_proj.v_scale"}) {
-    const std::string name = layer.attention()->module + suffix;
-    const TensorEntry* entry = exported.model.reader->find(name);
-    judge.claim((entry != nullptr) == wanted, wanted ? name + " is missing" : name + " is there without a quantized KV cache");
-    if (!entry) continue;
-    const float value = entry->dtype == DType::kF32 && entry->shape.empty() ? read_scalar(*exported.model.reader, name) : -1.0f;
-    judge.claim(std::isfinite(value) && value > 0, name + " is not a positive finite F32 scalar");
-  }
+/// Do the words say of every module what it is?
+void check_modules(const Export& exported, const Json& words, Judge& judge) {
+  if (exported.encodings.dialect() == recipes::Dialect::kCompressedTensors) return check_groups(exported, words, judge);
+  if (exported.encodings.dialect() == recipes::Dialect::kDeepseekFp8) return check_kept(exported, words, judge);
+  if (!words.contains("quant_algo") || !words.at("quant_algo").is_string()) return;
+  const auto algorithm = words.at("quant_algo").get<std::string>();
+  if (algorithm == "MIXED_PRECISION") return check_mixture(exported, words.value("quantized_layers", Json::object()), judge);
+  const MatrixModules modules = matrix_modules(exported);
+  judge.claims(modules.quantized.size() + modules.plain.size(),
+               recipes::exclusion_faults(words.value("ignore", std::vector<std::string>()), modules.quantized, modules.plain));
+  for (const auto& layer : exported.layers)
+    for (const auto& [linear, key, encoding] : layer)
+      if (encoding.is_quantized() && !(encoding.format == recipes::Format::kNvfp4 && algorithm == "NVFP4_AWQ"))
+        judge.claim(recipes::quant_algo(encoding) == algorithm,
+                    linear->module + " is stored as " + recipes::info(encoding.format).name + ", but quant_algo is " + algorithm);
 }
 
 void check_layout(const checkpoint::Reader& reader, const checkpoint::OutputLayout& expected, Judge& judge) {
@@ -221,43 +168,54 @@ void check_copies(const Export& exported, const checkpoint::Reader& source, cons
   }
   if (rank != 0) return;
   for (const auto& [name, entry] : source.tensors())
-    judge.claim(reader.find(name) || (spec.tied && name == spec.lm_head.tensor(".weight")), name + " is in the source but not here");
+    judge.claim(reader.find(name) || encoded.count(name) || (spec.tied && name == spec.lm_head.tensor(".weight")),
+                name + " is in the source but not here");
 }
 
 void judge_share(const std::string& folder, const std::string& source, const checkpoint::OutputLayout* expected, int64_t ranks,
                  int64_t rank, Judge& judge) {
-  const SourceModel model = open_source(folder);
+  const SourceModel model = open_source(folder, true);
   const Export exported = read_export(model);
+  const recipes::Dialect dialect = exported.encodings.dialect();
   const Json words = model.config.value("quantization_config", Json::object());
-  const bool kv_wanted = words.contains("kv_cache_scheme");
+  const recipes::KvFormat kv = stored_kv_format(model.config);
   std::set<std::string> encoded;
   for (const auto& layer : exported.layers)
     for (const auto& stored : layer)
-      if (stored.format != recipes::Format::kNone)
-        for (const auto& part : recipes::encoded_tensors(stored.format, *stored.linear)) encoded.insert(part.tensor.name);
+      if (stored.encoding.is_quantized()) {
+        encoded.insert(stored.linear->tensor(".weight"));
+        for (const auto& part : recipes::encoded_tensors(stored.encoding, *stored.linear)) encoded.insert(part.tensor.name);
+      }
   for (const auto& layer : model.spec.layers)
     if (layer.attention())
-      for (const char* suffix : {".k_proj.k_scale", ".v_proj.v_scale"}) encoded.insert(layer.attention()->module + suffix);
+      for (const auto& tensor : recipes::kv_tensors(dialect, recipes::KvFormat::kNvfp4Affine, *layer.attention()))
+        encoded.insert(tensor.name);
 
   if (rank == 0) {
-    check_json(folder, model.config, judge);
+    check_json(folder, model.config, dialect, judge);
     if (expected) check_layout(*model.reader, *expected, judge);
-    const bool has_algorithm = words.contains("quant_algo") && words.at("quant_algo").is_string();
-    if (has_algorithm && words.at("quant_algo") == "MIXED_PRECISION")
-      check_mixture(exported, words.value("quantized_layers", Json::object()), judge);
-    else if (has_algorithm)
-      check_excluded(exported, words.value("ignore", std::vector<std::string>()), judge);
+    check_modules(exported, words, judge);
   }
   int64_t turn = 0;
   for (size_t i = 0; i < exported.layers.size(); ++i) {
     for (const auto& stored : exported.layers[i])
-      if (turn++ % ranks == rank) check_codes(*model.reader, stored, judge);
+      if (turn++ % ranks == rank) check_linear(*model.reader, stored, judge);
     if (static_cast<int64_t>(i) % ranks != rank) continue;
-    check_scales(*model.reader, exported.layers[i], judge);
-    if (i < model.spec.layers.size()) check_kv(exported, model.spec.layers[i], kv_wanted, judge);
+    check_shared(exported.encodings, exported.layers[i], judge);
+    if (i < model.spec.layers.size() && model.spec.layers[i].attention())
+      check_kv(*model.reader, dialect, kv, *model.spec.layers[i].attention(), judge);
   }
+  if (source.empty()) return;
   // The source as open_source shows it: weights that its publisher quantized are the bf16 ones they stand for.
-  if (!source.empty()) check_copies(exported, *open_source(source).reader, encoded, ranks, rank, judge);
+  const SourceModel original = open_source(source);
+  if (rank == 0) check_companions(folder, model, source, original, judge);
+  const bool may_fold = may_have_smoothed(folder);
+  for (size_t i = 0; may_fold && i < model.spec.layers.size(); ++i) {
+    for (const std::string& name : folded_names(model.spec.layers[i], exported.layers[i])) encoded.insert(name);
+    if (static_cast<int64_t>(i) % ranks == rank)
+      check_folds(model.spec.layers[i], exported.layers[i], *model.reader, *original.reader, judge);
+  }
+  check_copies(exported, *original.reader, encoded, ranks, rank, judge);
 }
 
 /// The files of a finished output against the sums in its manifest. Collective.

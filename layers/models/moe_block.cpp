@@ -78,7 +78,7 @@ void add_moe(LayerSpec& layer, const ModelSpec& model, MoeSpec moe, const MoeTen
   add_router(layer, moe.router, tensors.router, model.hidden);
   moe.module = layer.prefix + "." + tensors.experts;
   FreeGroups free = free_groups(layer);
-  const int x = free.input++;
+  const int x = moe.input_group = free.input++;
   const int routed_x = moe.scales_input ? free.input++ : x;
   if (tensors.stacked)
     add_stacked(layer, moe, tensors.bias, model.hidden, routed_x, free);

@@ -80,6 +80,31 @@ inline void set_bf16(StoredTensor& tensor, int64_t at, float value) {
   std::memcpy(tensor.bytes.data() + 2 * at, &stored, 2);
 }
 
+inline constexpr const char* kUp = "model.layers.1.mlp.up_proj.weight";
+
+/// Of a tiny Llama: sample 2 alone overflows, in layer 1: token 127 has nothing but a huge first element, which only the rows of up_proj
+/// look at.
+inline void make_overflow(const Scene& scene) {
+  scene.tensors([](StoredTensors& tensors) {
+    StoredTensor& embedding = tensors.at("model.embed_tokens.weight");
+    for (int64_t token = 0; token < 128; ++token) set_bf16(embedding, token * 64, token == 127 ? 1000.0f : 0.0f);
+    for (const std::string layer : {"model.layers.0.", "model.layers.1."})
+      for (const std::string name : {"self_attn.o_proj.weight", "mlp.down_proj.weight"}) {
+        StoredTensor& tensor = tensors.at(layer + name);
+        for (int64_t in = 0; in < tensor.shape[1]; ++in) set_bf16(tensor, in, 0.0f);
+      }
+    StoredTensor& up = tensors.at(kUp);
+    for (int64_t out = 0; out < up.shape[0]; ++out) set_bf16(up, out * 64, 3e38f);
+  });
+  std::string documents;
+  for (int row = 0; row < 4; ++row) {
+    std::string ids = row == 2 ? "127" : "5";
+    for (int i = 1; i < 32; ++i) ids += ", " + std::to_string(10 + i);
+    documents += "{\"input_ids\": [" + ids + "]}\n";
+  }
+  write_file(scene.data, documents);
+}
+
 /// A run of the scene, which the case has spoiled: one error, with the case's words.
 inline void expect_clear_message(const Scene& scene, const Case& input, bool output_was_there, const ProgramResult& result) {
   EXPECT_FALSE(result.is_timed_out) << "it hangs";

@@ -14,34 +14,10 @@ namespace fs = std::filesystem;
 
 void make_llama(const std::string& folder) { make_tiny_llama(folder); }
 
-constexpr const char* kUp = "model.layers.1.mlp.up_proj.weight";
-
 void set_length(const Scene& scene, uint64_t length) {
   std::string file = read_file(scene.weights());
   std::memcpy(file.data(), &length, 8);
   write_file(scene.weights(), file);
-}
-
-/// Sample 2 alone overflows, in layer 1: token 127 has nothing but a huge first element, which only the rows of up_proj look at.
-void make_overflow(const Scene& scene) {
-  scene.tensors([](StoredTensors& tensors) {
-    StoredTensor& embedding = tensors.at("model.embed_tokens.weight");
-    for (int64_t token = 0; token < 128; ++token) set_bf16(embedding, token * 64, token == 127 ? 1000.0f : 0.0f);
-    for (const std::string layer : {"model.layers.0.", "model.layers.1."})
-      for (const std::string name : {"self_attn.o_proj.weight", "mlp.down_proj.weight"}) {
-        StoredTensor& tensor = tensors.at(layer + name);
-        for (int64_t in = 0; in < tensor.shape[1]; ++in) set_bf16(tensor, in, 0.0f);
-      }
-    StoredTensor& up = tensors.at(kUp);
-    for (int64_t out = 0; out < up.shape[0]; ++out) set_bf16(up, out * 64, 3e38f);
-  });
-  std::string documents;
-  for (int row = 0; row < 4; ++row) {
-    std::string ids = row == 2 ? "127" : "5";
-    for (int i = 1; i < 32; ++i) ids += ", " + std::to_string(10 + i);
-    documents += "{\"input_ids\": [" + ids + "]}\n";
-  }
-  write_file(scene.data, documents);
 }
 
 /// Puts the output on a file system of so many bytes that only this process and its children see, or says why not.

@@ -32,17 +32,19 @@ std::vector<std::string> fused_with(const std::string& module) {
 
 class ModelOpt : public ::testing::Test {
  protected:
-  void SetUp() override {
+  void SetUp() override { make("llama-NVFP4_DEFAULT_CFG", "nvfp4"); }
+  /// Theirs of that name unpacked, and ours by that preset from what it was made of.
+  void make(const std::string& export_name, const std::string& preset) {
     PTQ_NEEDS_SHARED(shared);
-    const std::string archive = shared + "/fixtures/modelopt_exports/llama-NVFP4_DEFAULT_CFG.tar.xz";
+    const std::string archive = shared + "/fixtures/modelopt_exports/" + export_name + ".tar.xz";
     if (!std::filesystem::exists(archive)) GTEST_SKIP() << "no test material: " << archive << " is absent";
     const ProgramResult untarred = run_command({"tar", "-xJf", archive, "-C", folder_.path()});
     if (untarred.exit_code != 0) GTEST_SKIP() << "tar and xz cannot unpack the export of ModelOpt: " << untarred.err;
-    theirs_folder_ = folder_ / "llama-NVFP4_DEFAULT_CFG";
+    theirs_folder_ = folder_ / export_name;
     ours_folder_ = folder_ / "ours";
     model_ = shared + "/fixtures/models/llama";
     const std::string recipe =
-        folder_.write("recipe.yaml", recipe_text(model_, shared + "/fixtures/text/calib.jsonl", ours_folder_, 128, 512));
+        folder_.write("recipe.yaml", recipe_text(model_, shared + "/fixtures/text/calib.jsonl", ours_folder_, 128, 512, preset));
     const ProgramResult quantized = run_program({recipe, "calibration.pack=false", "calibration.drop_short=true"});
     ASSERT_EQ(quantized.exit_code, 0) << quantized.report();
     theirs_ = read_tensors(theirs_folder_);
@@ -54,23 +56,33 @@ class ModelOpt : public ::testing::Test {
   StoredTensors theirs_, ours_;
 };
 
-TEST_F(ModelOpt, HasTheSameTensorsAsOurs) {
+class ModelOptInt4 : public ModelOpt {
+ protected:
+  void SetUp() override { make("llama-INT4_AWQ_CFG", "int4_awq"); }
+};
+
+void expect_same_tensors(const StoredTensors& theirs_tensors, const StoredTensors& ours_tensors) {
   std::vector<std::string> theirs, ours;
-  for (const auto& [name, tensor] : theirs_) theirs.push_back(name);
-  for (const auto& [name, tensor] : ours_) ours.push_back(name);
+  for (const auto& [name, tensor] : theirs_tensors) theirs.push_back(name);
+  for (const auto& [name, tensor] : ours_tensors) ours.push_back(name);
   ASSERT_EQ(ours, theirs);
-  for (const auto& [name, tensor] : theirs_) {
-    EXPECT_EQ(ours_.at(name).dtype, tensor.dtype) << name;
-    EXPECT_EQ(ours_.at(name).shape, tensor.shape) << name;
+  for (const auto& [name, tensor] : theirs_tensors) {
+    EXPECT_EQ(ours_tensors.at(name).dtype, tensor.dtype) << name;
+    EXPECT_EQ(ours_tensors.at(name).shape, tensor.shape) << name;
   }
 }
 
-TEST_F(ModelOpt, HasTheSameMetadataAsOurs) {
-  const Json theirs = read_json_file(theirs_folder_ + "/config.json"), ours = read_json_file(ours_folder_ + "/config.json");
+void expect_same_metadata(const std::string& theirs_folder, const std::string& ours_folder) {
+  const Json theirs = read_json_file(theirs_folder + "/config.json"), ours = read_json_file(ours_folder + "/config.json");
   EXPECT_EQ(without_our_words(ours.at("quantization_config")), theirs.at("quantization_config"));
-  EXPECT_EQ(without_our_words(read_json_file(ours_folder_ + "/hf_quant_config.json")),
-            read_json_file(theirs_folder_ + "/hf_quant_config.json"));
+  EXPECT_EQ(without_our_words(read_json_file(ours_folder + "/hf_quant_config.json")),
+            read_json_file(theirs_folder + "/hf_quant_config.json"));
 }
+
+TEST_F(ModelOpt, HasTheSameTensorsAsOurs) { expect_same_tensors(theirs_, ours_); }
+TEST_F(ModelOpt, HasTheSameMetadataAsOurs) { expect_same_metadata(theirs_folder_, ours_folder_); }
+TEST_F(ModelOptInt4, HasTheSameTensorsAsOurs) { expect_same_tensors(theirs_, ours_); }
+TEST_F(ModelOptInt4, HasTheSameMetadataAsOurs) { expect_same_metadata(theirs_folder_, ours_folder_); }
 
 TEST_F(ModelOpt, HasTheSameWeightScalesAndCodesAsOurs) {
   const StoredTensors source = read_tensors(model_ + "/model.safetensors");

@@ -175,8 +175,9 @@ TEST_F(RankCount, ReadsEverySourceByteOnce) {
   folder_.write("data.jsonl", documents);
   write_recipe(shipped_llama(), folder_ / "data.jsonl", 8, 128);
   const int64_t weights = tensor_bytes(read_tensors(shipped_llama() + "/model.safetensors"));
-  constexpr int64_t kRows = int64_t{64} * 256 * 2;
-  // Ranks that look up embeddings read the rows of their tokens; the table itself is copied like all other tensors.
+  constexpr int64_t kRows = int64_t{64} * 256 * 2, kNorm = int64_t{256} * 2;
+  // Ranks that look up embeddings read the rows of their tokens, and at the end the final norm, for what lm_head reads; both tensors are
+  // copied like all others.
   const std::vector<std::pair<Way, int64_t>> cases{{{"one", 1, {}}, 1},
                                                    {{"tensor_2", 2, {"parallel.tensor=2"}}, 2},
                                                    {{"data_2", 2, {}}, 2},
@@ -188,7 +189,7 @@ TEST_F(RankCount, ReadsEverySourceByteOnce) {
     const std::string output = quantize(way.name, way.ranks, words);
 
     const Json transferred = event(output, "transferred");
-    EXPECT_EQ(transferred.value("bytes_read", int64_t{0}), weights + lookups * kRows) << way.name;
+    EXPECT_EQ(transferred.value("bytes_read", int64_t{0}), weights + lookups * (kRows + kNorm)) << way.name;
     EXPECT_EQ(transferred.value("bytes_written", int64_t{0}), tensor_bytes(read_tensors(output))) << way.name;
   }
 }

@@ -21,7 +21,7 @@ class RecipeRuns : public ::testing::Test {
   }
   static void expect_same_output(const std::string& one, const std::string& other) {
     const auto sums = file_sums(one), other_sums = file_sums(other);
-    EXPECT_GE(sums.size(), 3u);
+    EXPECT_GE(sums.size(), 2u);
     EXPECT_EQ(sums, other_sums) << other;
     const Json manifest = read_json_file(one + "/ptq-runner/manifest.json"),
                other_manifest = read_json_file(other + "/ptq-runner/manifest.json");

@@ -126,6 +126,7 @@ TEST_F(RunContract, TheOutputFolderHoldsWhatItShouldAndNothingElse) {
       "config.json",           "generation_config.json",    "hf_quant_config.json",     "model.safetensors",      "tokenizer.json",
       "tokenizer_config.json", "ptq-runner/calibration.h5", "ptq-runner/manifest.json", "ptq-runner/recipe.yaml", "ptq-runner/run.jsonl",
       "fixture.json"};
+  for (int layer = 0; layer < 6; ++layer) wanted.insert("ptq-runner/calibration/layer_" + std::to_string(layer) + ".h5");
   EXPECT_EQ(found, wanted);
   EXPECT_FALSE(fs::exists(output_ + ".work"));
   std::set<std::string> beside;

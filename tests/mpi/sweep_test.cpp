@@ -131,8 +131,7 @@ struct Outcome {
 Outcome run(const Source& source, const parallel::Mesh& mesh, const SweepOptions& options, int64_t minimum,
             const std::vector<std::vector<int32_t>>& rows = texts()) {
   parallel::Communicator& group = mesh.world();
-  const Range mine = parallel::even_share(static_cast<int64_t>(rows.size()), mesh.shape().data, mesh.data_rank());
-  Sweep sweep(source.model, source.reader, mesh, {rows.begin() + mine.begin, rows.begin() + mine.end}, mine.begin, options);
+  Sweep sweep(source.model, source.reader, mesh, TokenRows::dealt(rows, mesh.shape().data, mesh.data_rank()), options);
   ObservingClient client(minimum);
 
   sweep.run(client, [](const SweepProgress&) {});
@@ -145,7 +144,7 @@ Outcome run(const Source& source, const parallel::Mesh& mesh, const SweepOptions
     const Tensor hidden = sweep.final_hidden(m);
     for (size_t s = 0; s + 1 < batch.starts.size(); ++s) {
       std::vector<float> values = test::values_of(hidden.rows(batch.starts[s], batch.starts[s + 1]));
-      outcome.hidden[static_cast<size_t>(batch.first_row) + s] =
+      outcome.hidden[static_cast<size_t>(batch.first_row) + s * static_cast<size_t>(batch.row_step)] =
           test::tensor_of(values, {batch.starts[s + 1] - batch.starts[s], source.model.hidden});
     }
   }
@@ -279,8 +278,7 @@ TEST(Sweep, OneDamagedExpertEndsTheRunOnAllRanks) {
       const int64_t experts_in_memory = at_the_end == (mesh.shape().data > 1) ? 0 : 1;
       SCOPED_TRACE(name_of(mesh.shape()) + ", " + std::to_string(experts_in_memory) + " experts in memory");
       const auto rows = texts();
-      const Range mine = parallel::even_share(static_cast<int64_t>(rows.size()), mesh.shape().data, mesh.data_rank());
-      Sweep sweep(source.model, source.reader, mesh, {rows.begin() + mine.begin, rows.begin() + mine.end}, mine.begin,
+      Sweep sweep(source.model, source.reader, mesh, TokenRows::dealt(rows, mesh.shape().data, mesh.data_rank()),
                   options_of(experts_in_memory, 0, DType::kBF16));
       FailingClient client(3, at_the_end);
       std::string message;

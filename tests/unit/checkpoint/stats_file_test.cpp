@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <random>
 #include <thread>
@@ -152,6 +153,76 @@ TEST(StatsFile, AFlippedBitAnywhereIsADataError) {
 
     expect_error(ErrorKind::kData, "digest", [&] { read_stats(folder / "damaged.h5"); });
   }
+}
+
+TEST(StatsFile, KeepsIntegersExactly) {
+  const test::TemporaryFolder folder;
+  Stats stats = some_stats();
+  stats.integers["layer/sums"] = {0, -1, (int64_t{1} << 62) + 1, std::numeric_limits<int64_t>::min()};
+
+  write_stats(folder / "stats.h5", stats);
+
+  const Stats read = read_stats(folder / "stats.h5");
+  EXPECT_EQ(read.integers, stats.integers);
+  EXPECT_EQ(read.arrays, stats.arrays);
+}
+
+TEST(StatsFile, NamesOtherFilesThatItDoesNotRead) {
+  const test::TemporaryFolder folder;
+  std::filesystem::create_directory(folder / "parts");
+  write_stats(folder / "parts/one.h5", some_stats());
+  Stats stats;
+  stats.arrays["mine"] = {1.0f};
+  stats.links = {{"parts/one", "parts/one.h5"}, {"parts/absent", "parts/absent.h5"}};
+
+  write_stats(folder / "stats.h5", stats);
+
+  EXPECT_EQ(read_stats(folder / "stats.h5").arrays, stats.arrays);
+  // By way of the link, as h5py goes.
+  const std::string name = "parts/one/" + some_stats().arrays.begin()->first;
+  EXPECT_EQ(StatsReader(folder / "stats.h5").floats(name), some_stats().arrays.begin()->second);
+}
+
+TEST(StatsFile, IsReadPieceByPiece) {
+  const test::TemporaryFolder folder;
+  Stats stats;
+  stats.arrays["a/floats"] = {1.0f, 2.0f};
+  stats.integers["a/integers"] = {3};
+  stats.attributes["text"] = "words";
+  write_stats(folder / "stats.h5", stats);
+
+  const StatsReader reader(folder / "stats.h5");
+
+  EXPECT_EQ(reader.names(), (std::vector<std::string>{"a/floats", "a/integers"}));
+  EXPECT_TRUE(reader.has("a/floats"));
+  EXPECT_FALSE(reader.has("b/floats"));
+  EXPECT_TRUE(reader.has_integers("a/integers"));
+  EXPECT_FALSE(reader.has_integers("a/floats"));
+  std::vector<float> two(2), three(3);
+  reader.floats("a/floats", two);
+  EXPECT_EQ(two, stats.arrays["a/floats"]);
+  EXPECT_EQ(reader.attributes(), stats.attributes);
+  expect_error(ErrorKind::kData, "'a/floats' has not 3 values", [&] { reader.floats("a/floats", three); });
+  expect_error(ErrorKind::kData, "it has no 'b/floats'", [&] { reader.floats("b/floats"); });
+  expect_error(ErrorKind::kData, "'a/floats' is not a list of 64-bit integers", [&] { reader.integers("a/floats"); });
+  expect_error(ErrorKind::kData, "'a/integers' is not a list of 32-bit floats", [&] { reader.floats("a/integers"); });
+}
+
+TEST(StatsFile, AppearsOnlyWhenItIsFinished) {
+  const test::TemporaryFolder folder;
+  const std::vector<float> values{1.0f};
+  {
+    StatsWriter writer(folder / "stats.h5");
+    writer.put("a", std::span<const float>(values));
+    EXPECT_FALSE(std::filesystem::exists(folder / "stats.h5"));
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder / "stats.h5"));
+
+  StatsWriter writer(folder / "stats.h5");
+  writer.put("a", std::span<const float>(values));
+  writer.finish();
+
+  EXPECT_EQ(read_stats(folder / "stats.h5").arrays.at("a"), values);
 }
 
 }  // namespace

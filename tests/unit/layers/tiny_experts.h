@@ -153,10 +153,10 @@ class ExpertWitness : public layers::LayerHooks {
     Tensor x;
     bool forced;
   };
-  void expert_input(const layers::LayerSpec&, int expert, int linear, const Tensor& x, bool forced) override {
+  void expert_input(const layers::LayerSpec&, int expert, int linear, const Tensor& x, const layers::ExpertVisits& visits) override {
     const Tensor copy = Tensor::empty(x.shape(), x.dtype());
     std::copy_n(x.raw(), x.bytes(), copy.raw());
-    inputs.push_back({expert, linear, copy, forced});
+    inputs.push_back({expert, linear, copy, visits.forced});
   }
 
   std::vector<Input> inputs;

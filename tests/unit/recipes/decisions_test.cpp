@@ -36,23 +36,23 @@ TEST(DecideFormats, EveryLinearGetsTheFormatButIgnoredOnes) {
   const auto decisions = decide_formats(test::tiny_llama(2), recipe_of("fp8", {}, {"lm_head", "*.down_proj"}));
 
   EXPECT_EQ(decisions.size(), 15u);
-  EXPECT_EQ(decisions.at("lm_head").format, Format::kNone);
+  EXPECT_EQ(decisions.at("lm_head").encoding.format, Format::kNone);
   EXPECT_EQ(decisions.at("lm_head").reason, "ignore: lm_head");
-  EXPECT_EQ(decisions.at("model.layers.1.mlp.down_proj").format, Format::kNone);
+  EXPECT_EQ(decisions.at("model.layers.1.mlp.down_proj").encoding.format, Format::kNone);
   EXPECT_EQ(decisions.at("model.layers.1.mlp.down_proj").reason, "ignore: *.down_proj");
-  EXPECT_EQ(decisions.at("model.layers.1.mlp.up_proj").format, Format::kFp8);
+  EXPECT_EQ(decisions.at("model.layers.1.mlp.up_proj").encoding.format, Format::kFp8);
   EXPECT_EQ(decisions.at("model.layers.1.mlp.up_proj").reason, "quantization.format");
   EXPECT_EQ(decisions.count("model.embed_tokens"), 0u) << "no linear";
 }
 
 TEST(DecideFormats, TheHeadIsQuantizedWhenNothingIgnoresIt) {
-  EXPECT_EQ(decide_formats(test::tiny_llama(1), recipe_of("fp8", {}, {})).at("lm_head").format, Format::kFp8);
+  EXPECT_EQ(decide_formats(test::tiny_llama(1), recipe_of("fp8", {}, {})).at("lm_head").encoding.format, Format::kFp8);
 }
 
 TEST(DecideFormats, ATiedHeadStaysAsTheEmbedding) {
   const auto decisions = decide_formats(test::tiny_llama(1, true), recipe_of("fp8", {}, {}));
 
-  EXPECT_EQ(decisions.at("lm_head").format, Format::kNone);
+  EXPECT_EQ(decisions.at("lm_head").encoding.format, Format::kNone);
   EXPECT_NE(decisions.at("lm_head").reason.find("tied"), std::string::npos);
 }
 
@@ -61,20 +61,20 @@ TEST(DecideFormats, TheLastMatchingRuleHolds) {
       decide_formats(test::tiny_llama(2),
                      recipe_of("nvfp4", {{"*.self_attn.*", "fp8", ""}, {"model.layers.1.*", "none", ""}, {"*.o_proj", "w4a16_nvfp4", ""}}));
 
-  EXPECT_EQ(decisions.at("model.layers.0.self_attn.q_proj").format, Format::kFp8);
+  EXPECT_EQ(decisions.at("model.layers.0.self_attn.q_proj").encoding.format, Format::kFp8);
   EXPECT_EQ(decisions.at("model.layers.0.self_attn.q_proj").reason, "rule 1: *.self_attn.*");
-  EXPECT_EQ(decisions.at("model.layers.0.self_attn.o_proj").format, Format::kNvfp4WeightOnly);
-  EXPECT_EQ(decisions.at("model.layers.0.mlp.up_proj").format, Format::kNvfp4);
-  EXPECT_EQ(decisions.at("model.layers.1.self_attn.q_proj").format, Format::kNone);
-  EXPECT_EQ(decisions.at("model.layers.1.self_attn.o_proj").format, Format::kNvfp4WeightOnly);
-  EXPECT_EQ(decisions.at("model.layers.1.mlp.down_proj").format, Format::kNone);
+  EXPECT_EQ(decisions.at("model.layers.0.self_attn.o_proj").encoding.format, Format::kNvfp4WeightOnly);
+  EXPECT_EQ(decisions.at("model.layers.0.mlp.up_proj").encoding.format, Format::kNvfp4);
+  EXPECT_EQ(decisions.at("model.layers.1.self_attn.q_proj").encoding.format, Format::kNone);
+  EXPECT_EQ(decisions.at("model.layers.1.self_attn.o_proj").encoding.format, Format::kNvfp4WeightOnly);
+  EXPECT_EQ(decisions.at("model.layers.1.mlp.down_proj").encoding.format, Format::kNone);
 }
 
 TEST(DecideFormats, IgnoringIsStrongerThanRules) {
   const auto decisions = decide_formats(test::tiny_llama(2), recipe_of("none", {{"*.o_proj", "fp8", ""}}, {"model.layers.1.*"}));
 
-  EXPECT_EQ(decisions.at("model.layers.0.self_attn.o_proj").format, Format::kFp8);
-  EXPECT_EQ(decisions.at("model.layers.1.self_attn.o_proj").format, Format::kNone);
+  EXPECT_EQ(decisions.at("model.layers.0.self_attn.o_proj").encoding.format, Format::kFp8);
+  EXPECT_EQ(decisions.at("model.layers.1.self_attn.o_proj").encoding.format, Format::kNone);
 }
 
 TEST(DecideFormats, ARuleThatMatchesNothingIsRefused) {
@@ -107,12 +107,12 @@ TEST(DecideFormats, APlainNameIsIgnoredBelowAnyModule) {
   const auto decisions =
       decide_formats(test::tiny_llama4(2, 2), recipe_of("fp8", {}, {"lm_head", "0.self_attn.o_proj", "elf_attn.q_proj"}));
 
-  EXPECT_EQ(decisions.at("language_model.lm_head").format, Format::kNone);
+  EXPECT_EQ(decisions.at("language_model.lm_head").encoding.format, Format::kNone);
   EXPECT_EQ(decisions.at("language_model.lm_head").reason, "ignore: lm_head");
   EXPECT_TRUE(decisions.at("language_model.lm_head").is_ignored);
-  EXPECT_EQ(decisions.at("language_model.model.layers.0.self_attn.o_proj").format, Format::kNone);
-  EXPECT_EQ(decisions.at("language_model.model.layers.1.self_attn.o_proj").format, Format::kFp8);
-  EXPECT_EQ(decisions.at("language_model.model.layers.0.self_attn.q_proj").format, Format::kFp8) << "a name ends after a dot";
+  EXPECT_EQ(decisions.at("language_model.model.layers.0.self_attn.o_proj").encoding.format, Format::kNone);
+  EXPECT_EQ(decisions.at("language_model.model.layers.1.self_attn.o_proj").encoding.format, Format::kFp8);
+  EXPECT_EQ(decisions.at("language_model.model.layers.0.self_attn.q_proj").encoding.format, Format::kFp8) << "a name ends after a dot";
   EXPECT_FALSE(decisions.at("language_model.model.layers.0.self_attn.q_proj").is_ignored);
   test::expect_error(ErrorKind::kUser, "matches no linear", [] {
     decide_formats(test::tiny_llama4(1, 2), recipe_of("fp8", {{"o_proj", "none", ""}}));  // rules name modules in full
@@ -137,8 +137,8 @@ TEST(DecideFormats, AllExpertsOfALayerGetOneFormat) {
   });
 
   const auto decisions = decide_formats(model, recipe_of("fp8", {{"*.0.mlp.experts.*", "nvfp4", ""}}));
-  EXPECT_EQ(decisions.at("model.layers.0.mlp.experts.2.down_proj").format, Format::kNvfp4);
-  EXPECT_EQ(decisions.at("model.layers.1.mlp.experts.2.down_proj").format, Format::kFp8);
+  EXPECT_EQ(decisions.at("model.layers.0.mlp.experts.2.down_proj").encoding.format, Format::kNvfp4);
+  EXPECT_EQ(decisions.at("model.layers.1.mlp.experts.2.down_proj").encoding.format, Format::kFp8);
   EXPECT_NO_THROW(decide_formats(test::tiny_deepseek(2, 1, 2), recipe_of("fp8", {{"*.shared_experts.*", "none", ""}})));
 }
 
@@ -173,6 +173,56 @@ TEST(DecideFormats, InputsMustFillWholeBlocksOf16) {
   EXPECT_NO_THROW(decide_formats(model, recipe_of("fp8")));
   EXPECT_NO_THROW(decide_formats(model, recipe_of("nvfp4", {{"*.down_proj", "fp8", ""}})));
   EXPECT_NO_THROW(decide_formats(model, recipe_of("nvfp4", {}, {"lm_head", "*.down_proj"})));
+}
+
+/// Widths that 128 divides.
+layers::ModelSpec wide(layers::ModelSpec model) {
+  for (auto& layer : model.layers)
+    for (auto& linear : layer.linears) linear.in = linear.out = 128;
+  return model;
+}
+
+TEST(DecideFormats, Int4HasItsGroupsAndSmoothingVectorsBehindAttentionAndMlps) {
+  const auto model = wide(test::tiny_llama(1));
+  Recipe recipe = recipe_of("int4", {{"*.k_proj", "int4", ""}});
+  recipe.group_size = 32;
+  const auto decisions = decide_formats(model, recipe);
+
+  for (const auto& [module, decision] : decisions) {
+    if (module == "lm_head") continue;
+    EXPECT_EQ(decision.encoding.group_size, 32) << module;
+    EXPECT_EQ(decision.encoding.pre_quant_scale, module.ends_with("o_proj") || module.ends_with("down_proj")) << module;
+  }
+  recipe.dialect = "compressed-tensors";
+  for (const auto& [module, decision] : decide_formats(model, recipe)) {
+    EXPECT_FALSE(decision.encoding.pre_quant_scale) << module;
+    EXPECT_EQ(decision.encoding.dialect, Dialect::kCompressedTensors);
+  }
+  for (const auto& [module, decision] : decide_formats(wide(test::tiny_qwen3_moe(1, 2)), recipe_of("w4a8"))) {
+    if (module.find("experts") == std::string::npos) continue;
+    EXPECT_EQ(decision.encoding.pre_quant_scale, module.ends_with("down_proj")) << module;
+  }
+}
+
+TEST(DecideFormats, WhatHasNoLayoutIsRefusedByName) {
+  layers::ModelSpec odd = wide(test::tiny_llama(1));
+  odd.layers[0].linears.back().out = 127;
+  test::expect_error(ErrorKind::kUser, "model.layers.0.mlp.down_proj has 127 outputs", [&] { decide_formats(odd, recipe_of("int4")); });
+  Recipe compressed = recipe_of("fp8");
+  compressed.dialect = "compressed-tensors";
+  test::expect_error(ErrorKind::kUser, "*.feed_forward.experts.*", [&] { decide_formats(wide(test::tiny_llama4(1, 2)), compressed); });
+}
+
+TEST(NeedsCalibration, OnlyForStaticScales) {
+  const auto model = wide(test::tiny_llama(1));
+  for (const auto& [format, dialect, needed] :
+       {std::tuple{"fp8", "modelopt", true}, std::tuple{"int8", "compressed-tensors", true}, std::tuple{"w4a8", "modelopt", true},
+        std::tuple{"w4a8", "compressed-tensors", false}, std::tuple{"fp8_pc_pt", "modelopt", false}, std::tuple{"mxfp8", "modelopt", false},
+        std::tuple{"int4", "modelopt", false}}) {
+    Recipe recipe = recipe_of(format);
+    recipe.dialect = dialect;
+    EXPECT_EQ(needs_calibration(decide_formats(model, recipe), recipe), needed) << format << " " << dialect;
+  }
 }
 
 TEST(NeedsCalibration, OnlyForActivationsOrAKvCache) {

@@ -23,7 +23,7 @@ ExportMetadata describe(int64_t layers, const std::string& format, std::vector<R
   recipe.rules = std::move(rules);
   recipe.ignore = std::move(ignore);
   const auto model = test::tiny_llama(layers);
-  return describe_export(model, decide_formats(model, recipe), kv_cache, {});
+  return describe_export(model, decide_formats(model, recipe), kv_cache, Dialect::kModelOpt, {});
 }
 
 ExportMetadata describe(const layers::ModelSpec& model, const std::string& format, std::vector<Rule> rules = {}, const Names& outside = {},
@@ -33,11 +33,11 @@ ExportMetadata describe(const layers::ModelSpec& model, const std::string& forma
   recipe.rules = std::move(rules);
   recipe.ignore = ignore;
   const auto decisions = decide_formats(model, recipe);
-  ExportMetadata metadata = describe_export(model, decisions, "none", outside);
+  ExportMetadata metadata = describe_export(model, decisions, "none", Dialect::kModelOpt, outside);
   // Whatever the metadata are: no server may read them as anything but these decisions.
   if (metadata.quant_algo != "MIXED_PRECISION") {
     std::set<std::string> quantized, plain(outside.begin(), outside.end());
-    for (const auto& [module, decision] : decisions) (decision.format == Format::kNone ? plain : quantized).insert(module);
+    for (const auto& [module, decision] : decisions) (!decision.encoding.is_quantized() ? plain : quantized).insert(module);
     for (const auto& layer : model.layers) {
       if (!layer.moe()) continue;
       plain.insert(layer.moe()->router.module);
@@ -108,12 +108,14 @@ TEST(DescribeMoe, AMixtureHasOneKeyForAllExpertsOfALayer) {
                                                                {in_layer(container, '1'), Format::kNvfp4}};
 
     EXPECT_EQ(metadata.quant_algo, "MIXED_PRECISION");
-    EXPECT_EQ(metadata.quantized_layers, expected);
+    std::vector<std::pair<std::string, Format>> found;
+    for (const auto& [name, encoding] : metadata.quantized_layers) found.emplace_back(name, encoding.format);
+    EXPECT_EQ(found, expected);
     EXPECT_TRUE(metadata.excluded.empty());
     const Json words = quantized_config(Json::object(), metadata)["quantization_config"];
     EXPECT_EQ(words["config_groups"]["group_1"]["targets"], Json({in_layer(container, '0'), in_layer(container, '1')}));
     EXPECT_EQ(words["quantized_layers"][in_layer(container, '1')], Json::parse(R"({"quant_algo":"NVFP4","group_size":16})"));
-    EXPECT_EQ(metadata_faults(hf_quant_config(metadata), words), Names{});
+    EXPECT_EQ(metadata_faults(*hf_quant_config(metadata), words), Names{});
   }
 }
 
@@ -149,26 +151,26 @@ TEST(DescribeExport, NoPatternReachesAQuantizedModule) {
   for (const auto& [module, decision] : decide_formats(test::tiny_llama(21), recipe)) {
     bool excluded = false;
     for (const std::string& pattern : metadata.excluded) excluded = excluded || matches(pattern, module);
-    EXPECT_EQ(excluded, decision.format == Format::kNone) << module;
+    EXPECT_EQ(excluded, !decision.encoding.is_quantized()) << module;
   }
 }
 
 TEST(HfQuantConfig, OfNvfp4) {
   EXPECT_EQ(
-      hf_quant_config(describe(2, "nvfp4")).dump(),
+      hf_quant_config(describe(2, "nvfp4"))->dump(),
       R"({"producer":)" + kProducer +
           R"(,"quantization":{"quant_algo":"NVFP4","kv_cache_quant_algo":null,"group_size":16,"exclude_modules":["lm_head","model.embed_tokens"]}})");
 }
 
 TEST(HfQuantConfig, OfFp8WithAKvCache) {
-  EXPECT_EQ(hf_quant_config(describe(2, "fp8", {}, "fp8")).dump(),
+  EXPECT_EQ(hf_quant_config(describe(2, "fp8", {}, "fp8"))->dump(),
             R"({"producer":)" + kProducer +
                 R"(,"quantization":{"quant_algo":"FP8","kv_cache_quant_algo":"FP8","exclude_modules":["lm_head","model.embed_tokens"]}})");
 }
 
 TEST(HfQuantConfig, OfWeightsOnly) {
   EXPECT_EQ(
-      hf_quant_config(describe(1, "w4a16_nvfp4", {}, "none", {})).dump(),
+      hf_quant_config(describe(1, "w4a16_nvfp4", {}, "none", {}))->dump(),
       R"({"producer":)" + kProducer +
           R"(,"quantization":{"quant_algo":"W4A16_NVFP4","kv_cache_quant_algo":null,"group_size":16,"exclude_modules":["model.embed_tokens"]}})");
 }
@@ -177,14 +179,14 @@ TEST(HfQuantConfig, OfAMixtureNamesEveryLayerAndExcludesNone) {
   const ExportMetadata metadata = describe(1, "none", {{"*.o_proj", "fp8", ""}, {"*.down_proj", "nvfp4", ""}});
 
   EXPECT_EQ(
-      hf_quant_config(metadata).dump(),
+      hf_quant_config(metadata)->dump(),
       R"({"producer":)" + kProducer +
           R"(,"quantization":{"quant_algo":"MIXED_PRECISION","kv_cache_quant_algo":null,"quantized_layers":{)"
           R"("model.layers.0.self_attn.o_proj":{"quant_algo":"FP8"},"model.layers.0.mlp.down_proj":{"quant_algo":"NVFP4","group_size":16}}}})");
 }
 
 TEST(HfQuantConfig, OfAKvCacheAlone) {
-  EXPECT_EQ(hf_quant_config(describe(1, "none", {}, "fp8")).dump(),
+  EXPECT_EQ(hf_quant_config(describe(1, "none", {}, "fp8"))->dump(),
             R"({"producer":)" + kProducer + R"(,"quantization":{"quant_algo":null,"kv_cache_quant_algo":"FP8","quantized_layers":{}}})");
 }
 
@@ -242,7 +244,7 @@ TEST(QuantizedConfig, ForgetsAnOlderQuantizationWhereverItIs) {
 
 TEST(MetadataFaults, AreWhereTheFilesDisagree) {
   const ExportMetadata metadata = describe(2, "nvfp4", {}, "fp8");
-  const Json file = hf_quant_config(metadata), words = quantized_config(Json::object(), metadata)["quantization_config"];
+  const Json file = *hf_quant_config(metadata), words = quantized_config(Json::object(), metadata)["quantization_config"];
   const auto faults_with = [&](const std::function<void(Json&, Json&)>& edit) {
     Json edited_file = file, edited_words = words;
     edit(edited_file, edited_words);
@@ -264,7 +266,7 @@ TEST(MetadataFaults, AreWhereTheFilesDisagree) {
 TEST(BothFiles, SayTheSame) {
   for (const char* format : {"fp8", "nvfp4", "w4a16_nvfp4"}) {
     const ExportMetadata metadata = describe(3, format, {{"model.layers.1.*", "none", ""}}, "fp8");
-    const Json file = hf_quant_config(metadata)["quantization"], config = quantized_config(kSource, metadata)["quantization_config"];
+    const Json file = hf_quant_config(metadata)->at("quantization"), config = quantized_config(kSource, metadata)["quantization_config"];
 
     EXPECT_EQ(file["quant_algo"], config["quant_algo"]);
     EXPECT_EQ(file["exclude_modules"], config["ignore"]);
@@ -278,48 +280,6 @@ TEST(GenerationConfig, SamplesWhereItSetsHowToSample) {
             R"({"top_p":0.9,"eos_token_id":[1],"do_sample":true})");
   EXPECT_EQ(generation_config(Json::parse(R"({"do_sample":false,"top_p":null})")).dump(), R"({"do_sample":false,"top_p":null})");
   EXPECT_EQ(generation_config(Json::parse(R"({"eos_token_id":2})")).dump(), R"({"eos_token_id":2})");
-}
-
-std::string loads(const ExportMetadata& metadata) {
-  std::string text;
-  for (const EngineSupport& engine : engine_support(metadata, "out")) {
-    EXPECT_EQ(engine.loads, engine.reason.empty()) << engine.engine;
-    EXPECT_NE(engine.command.find("out"), std::string::npos) << engine.engine;
-    if (engine.loads) text += engine.engine + " ";
-  }
-  return text;
-}
-
-TEST(EngineSupport, EveryEngineLoadsUniformFormats) {
-  for (const char* format : {"fp8", "nvfp4", "w4a16_nvfp4"})
-    EXPECT_EQ(loads(describe(1, format, {}, "fp8")), "vllm sglang tensorrt-llm ") << format;
-}
-
-TEST(EngineSupport, AKvCacheAloneIsForTensorRtLlm) { EXPECT_EQ(loads(describe(1, "none", {}, "fp8")), "tensorrt-llm "); }
-
-TEST(EngineSupport, SglangWantsNvfp4InAMixture) {
-  EXPECT_EQ(loads(describe(1, "none", {{"*.o_proj", "fp8", ""}, {"*.down_proj", "nvfp4", ""}})), "vllm sglang tensorrt-llm ");
-  ExportMetadata without = describe(1, "none", {{"*.o_proj", "fp8", ""}, {"*.down_proj", "nvfp4", ""}});
-  for (auto& layer : without.quantized_layers) layer.second = Format::kFp8;
-  EXPECT_EQ(loads(without), "vllm tensorrt-llm ");
-}
-
-TEST(CheckEngine, RefusesWhatTheEngineDoesNotLoad) {
-  const ExportMetadata kv_only = describe(1, "none", {}, "fp8"), plain = describe(1, "nvfp4");
-  Recipe recipe;
-  recipe.file = "r.yaml";
-  recipe.lines = {{"output.engine", 7}};
-
-  for (const char* engine : {"vllm", "sglang"}) {
-    recipe.engine = engine;
-    EXPECT_NO_THROW(check_engine(recipe, plain));
-    test::expect_error(ErrorKind::kUser, "r.yaml:7  output.engine", [&] { check_engine(recipe, kv_only); });
-    test::expect_error(ErrorKind::kUser, std::string(engine) + " rejects", [&] { check_engine(recipe, kv_only); });
-  }
-  for (const char* engine : {"any", "tensorrt-llm"}) {
-    recipe.engine = engine;
-    EXPECT_NO_THROW(check_engine(recipe, kv_only));
-  }
 }
 
 }  // namespace

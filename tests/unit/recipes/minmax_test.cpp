@@ -20,7 +20,7 @@ LayerStatistics counted() {
 
 std::map<std::string, Decision> all(const layers::ModelSpec& model, Format format) {
   std::map<std::string, Decision> decisions;
-  for (const auto& linear : model.layers[0].linears) decisions[linear.module] = {format, ""};
+  for (const auto& linear : model.layers[0].linears) decisions[linear.module] = {{format}, ""};
   return decisions;
 }
 
@@ -54,10 +54,33 @@ TEST(MinmaxScales, Nvfp4GivesFusedWeightsTheLargestOne) {
   EXPECT_TRUE(notes.empty());
 }
 
+TEST(MinmaxScales, W4A8SharesTheScaleOfItsWeightsAsFp8) {
+  const auto model = test::tiny_llama(1);
+  std::vector<ScaleNote> notes;
+
+  const auto scales = minmax_scales(model.layers[0], all(model, Format::kInt4Fp8), counted(), notes);
+
+  const std::vector<float> weights{3, 3, 3, 4, 6, 6, 7}, inputs{10, 10, 10, 20, 30, 30, 40};
+  for (size_t i = 0; i < 7; ++i) {
+    EXPECT_EQ(scales[i].weight_scale, weights[i] / 7.0f * 7.0f / 448.0f) << i;
+    EXPECT_EQ(scales[i].input_scale, inputs[i] / 448.0f) << i;
+  }
+}
+
+TEST(MinmaxScales, Int8HasAScaleForItsInputsAlone) {
+  const auto model = test::tiny_llama(1);
+  std::vector<ScaleNote> notes;
+
+  const auto scales = minmax_scales(model.layers[0], all(model, Format::kInt8), counted(), notes);
+
+  EXPECT_EQ(scales[0].input_scale, 10.0f / 127.0f);
+  EXPECT_EQ(scales[0].weight_scale, 1.0f);
+}
+
 TEST(MinmaxScales, LeaveUnquantizedLinearsAlone) {
   const auto model = test::tiny_llama(1);
   auto decisions = all(model, Format::kFp8);
-  decisions["model.layers.0.self_attn.o_proj"].format = Format::kNone;
+  decisions["model.layers.0.self_attn.o_proj"].encoding.format = Format::kNone;
   LayerStatistics statistics = counted();
   statistics.input_amax.erase(1);
   std::vector<ScaleNote> notes;

@@ -52,10 +52,10 @@ TEST(Observer, KeepsTheLargestInputOfEachExpert) {
   const layers::LayerSpec& layer = model.layers[1];
   Observer observer;
 
-  observer.expert_input(layer, 2, up_of(layer, 2), test::tensor_of({1, -7, 2, 3}, {2, 2}), false);
-  observer.expert_input(layer, 2, down_of(layer, 2), test::tensor_of({0.5f, -0.25f}, {2, 1}), false);
-  observer.expert_input(layer, 2, up_of(layer, 2), test::tensor_of({6, 5}, {1, 2}, DType::kBF16), false);
-  observer.expert_input(layer, 0, up_of(layer, 0), test::tensor_of({0, 0}, {1, 2}), false);
+  observer.expert_input(layer, 2, up_of(layer, 2), test::tensor_of({1, -7, 2, 3}, {2, 2}), {});
+  observer.expert_input(layer, 2, down_of(layer, 2), test::tensor_of({0.5f, -0.25f}, {2, 1}), {});
+  observer.expert_input(layer, 2, up_of(layer, 2), test::tensor_of({6, 5}, {1, 2}, DType::kBF16), {});
+  observer.expert_input(layer, 0, up_of(layer, 0), test::tensor_of({0, 0}, {1, 2}), {});
 
   const auto& experts = observer.maxima().at(1).experts;
   ASSERT_EQ(experts.size(), 4u);
@@ -75,8 +75,8 @@ TEST(Observer, StackedExpertsAreSeenOneByOne) {
   const layers::ExpertLinears& linears = layer.moe()->experts.front();
   Observer observer;
 
-  observer.expert_input(layer, 0, linears.gate_up, test::tensor_of({3, -4}, {2, 1}), false);
-  observer.expert_input(layer, 1, linears.down, test::tensor_of({9, 1}, {2, 1}), false);
+  observer.expert_input(layer, 0, linears.gate_up, test::tensor_of({3, -4}, {2, 1}), {});
+  observer.expert_input(layer, 1, linears.down, test::tensor_of({9, 1}, {2, 1}), {});
 
   const auto& experts = observer.maxima().at(0).experts;
   EXPECT_EQ(experts[0].up_input_amax, 4.0f);
@@ -90,10 +90,10 @@ TEST(Observer, ForcedTokensAreCountedOnceAndTheirInputsMatter) {
   const layers::LayerSpec& layer = model.layers[0];
   Observer observer;
 
-  observer.expert_input(layer, 1, up_of(layer, 1), test::tensor_of({1, 2, 3}, {3, 1}), true);
-  observer.expert_input(layer, 1, down_of(layer, 1), test::tensor_of({4, 5, 6}, {3, 1}), true);
-  observer.expert_input(layer, 1, up_of(layer, 1), test::tensor_of({8, 1}, {2, 1}), true);
-  observer.expert_input(layer, 1, down_of(layer, 1), test::tensor_of({1, 1}, {2, 1}), true);
+  observer.expert_input(layer, 1, up_of(layer, 1), test::tensor_of({1, 2, 3}, {3, 1}), {.forced = true});
+  observer.expert_input(layer, 1, down_of(layer, 1), test::tensor_of({4, 5, 6}, {3, 1}), {.forced = true});
+  observer.expert_input(layer, 1, up_of(layer, 1), test::tensor_of({8, 1}, {2, 1}), {.forced = true});
+  observer.expert_input(layer, 1, down_of(layer, 1), test::tensor_of({1, 1}, {2, 1}), {.forced = true});
 
   const ExpertStatistics& expert = observer.maxima().at(0).experts[1];
   EXPECT_EQ(expert.forced, 5);
@@ -123,8 +123,9 @@ TEST(Observer, RemembersInWhichExpertTheFirstNanWas) {
   const layers::LayerSpec& layer = model.layers[0];
   Observer observer;
 
-  observer.expert_input(layer, 1, down_of(layer, 1), test::tensor_of({1, std::numeric_limits<float>::infinity()}, {2, 1}), true);
-  observer.expert_input(layer, 0, up_of(layer, 0), test::tensor_of({std::numeric_limits<float>::quiet_NaN()}, {1, 1}), false);
+  observer.expert_input(layer, 1, down_of(layer, 1), test::tensor_of({1, std::numeric_limits<float>::infinity()}, {2, 1}),
+                        {.forced = true});
+  observer.expert_input(layer, 0, up_of(layer, 0), test::tensor_of({std::numeric_limits<float>::quiet_NaN()}, {1, 1}), {});
 
   ASSERT_TRUE(observer.error());
   EXPECT_EQ(observer.error()->kind(), ErrorKind::kData);

@@ -193,7 +193,8 @@ TEST(Recipe, MissingKeysAreAskedFor) {
 TEST(Recipe, ValuesOutsideTheListPrintTheList) {
   expect_refused("model: {path: in}\nquantization:\n  format: fp5\noutput: {path: out}\n", "number format 'fp5' is unknown");
   expect_refused("model: {path: in}\nquantization:\n  format: fp5\noutput: {path: out}\n", "r.yaml:3  quantization.format");
-  expect_refused("model: {path: in}\nquantization:\n  format: fp5\noutput: {path: out}\n", "use one of: none, fp8, nvfp4, w4a16_nvfp4");
+  expect_refused("model: {path: in}\nquantization:\n  format: fp5\noutput: {path: out}\n",
+                 "use one of: none, fp8, fp8_pc_pt, fp8_pb_wo, int8,");
   expect_refused("model: {path: in}\nquantization: {preset: int5}\noutput: {path: out}\n", "preset 'int5' is unknown");
   expect_refused("model: {path: in}\nquantization: {format: fp8, rules: [{match: a, format: e9}]}\noutput: {path: out}\n",
                  "quantization.rules[0]");
@@ -204,19 +205,81 @@ TEST(Recipe, ValuesOutsideTheListPrintTheList) {
 }
 
 TEST(Recipe, WhatALaterVersionBringsIsToldApartFromMistakes) {
-  expect_refused("model: {path: in}\nquantization: {format: int4_awq}\noutput: {path: out}\n",
-                 "'int4_awq' is not supported by this version");
   expect_refused("model: {path: in}\nquantization: {preset: auto}\noutput: {path: out}\n", "'auto' is not supported by this version");
-  expect_refused("model: {path: in}\nquantization: {format: fp8, method: awq}\noutput: {path: out}\n", "method 'awq' is not supported");
-  expect_refused(kSmallest, "kv_cache 'nvfp4' is not supported", {"quantization.kv_cache=nvfp4"});
-  expect_refused(kSmallest, "dialect 'compressed-tensors' is not supported", {"output.dialect=compressed-tensors"});
   expect_refused(kSmallest, "no CUDA backend", {"device=cuda"});
   expect_refused(kSmallest, "'model.config' is not supported", {"model.config=x"});
   expect_refused(kSmallest, "'resume' is not supported", {"resume=true"});
-  expect_refused(kSmallest, "'quantization.awq' is not supported", {"quantization.awq={}"});
-  expect_refused(kSmallest, "'calibration.reuse' is not supported", {"calibration.reuse=x"});
-  expect_refused(kSmallest, "'calibration.keep_gram' is not supported", {"calibration.keep_gram=true"});
   EXPECT_NO_THROW(parse(kSmallest, {"parallel.expert=1", "calibration.keep_gram=false", "moe={}"}));
+}
+
+TEST(Recipe, MethodsHaveTheirKeys) {
+  const Recipe smooth = parse("model: {path: in}\nquantization: {preset: int8_sq, smoothquant: {alpha: 0.5}}\noutput: {path: out}\n");
+  EXPECT_EQ(smooth.format, "int8");
+  EXPECT_EQ(smooth.method, "smoothquant");
+  EXPECT_EQ(smooth.smoothquant.alpha, 0.5);
+  EXPECT_FALSE(smooth.smoothquant.alpha_auto);
+  EXPECT_TRUE(parse(kSmallest, {"quantization.smoothquant.alpha=auto"}).smoothquant.alpha_auto);
+  EXPECT_EQ(parse(kSmallest).smoothquant.alpha, 1.0);
+  for (const char* alpha : {"-0.1", "1.1", "much", ".nan", "0.5x"})
+    expect_refused(kSmallest, "neither a number from 0 to 1 nor auto", {std::string("quantization.smoothquant.alpha=") + alpha});
+
+  const Recipe awq = parse(
+      "model: {path: in}\ncalibration: {reuse: s.h5, keep_gram: true}\nquantization: {preset: w4a8_awq, group_size: 64, awq: {grid: 5, "
+      "clip: false, error_feedback: false, fold: modelopt}}\noutput: {path: out}\n");
+  EXPECT_EQ(awq.format, "w4a8");
+  EXPECT_EQ(awq.method, "awq");
+  EXPECT_EQ(awq.group_size, 64);
+  EXPECT_EQ(awq.awq.grid, 5);
+  EXPECT_FALSE(awq.awq.clip);
+  EXPECT_FALSE(awq.awq.error_feedback);
+  EXPECT_EQ(awq.awq.fold, "modelopt");
+  EXPECT_EQ(awq.reuse, "s.h5");
+  EXPECT_TRUE(awq.keep_gram);
+  EXPECT_EQ(parse(kSmallest).awq.grid, 20);
+  EXPECT_TRUE(parse(kSmallest).awq.clip);
+  EXPECT_EQ(parse(kSmallest).awq.fold, "") << "the engine's own";
+  expect_refused(kSmallest, "'quantization.awq.grid' is 0, less than 1", {"quantization.awq.grid=0"});
+  expect_refused(kSmallest, "use one of: all, modelopt, none", {"quantization.awq.fold=some"});
+  expect_refused(kSmallest, "did you mean 'clip'?", {"quantization.awq={clib: true}"});
+}
+
+TEST(Recipe, AMethodMustFitAFormat) {
+  const auto with = [](const std::string& words) { return "model: {path: in}\nquantization: {" + words + "}\noutput: {path: out}\n"; };
+  for (const char* words : {"format: int8, method: smoothquant", "format: int8", "format: int4, method: awq", "format: nvfp4, method: awq",
+                            "format: w4a16_nvfp4, method: minmax", "format: fp8, method: awq, rules: [{match: a, format: int4}]"})
+    EXPECT_NO_THROW(parse(with(words))) << words;
+  expect_refused(with("format: fp8, method: awq"), "use method: minmax");
+  expect_refused(with("format: int8, method: awq"), "use method: smoothquant");
+  expect_refused(with("format: int4, method: smoothquant"), "use method: awq");
+  expect_refused(with("format: mxfp4, method: awq"), "use method: minmax");
+  expect_refused(with("format: int4, method: gptq"), "use one of: minmax, smoothquant, awq");
+  expect_refused(with("format: int4, method: autoquantize"), "not supported by this version");
+  expect_refused(with("format: int4_awq"), "it is a preset");
+}
+
+TEST(Recipe, GroupsAreForInt4ToChoose) {
+  const auto with = [](const std::string& words) { return "model: {path: in}\nquantization: {" + words + "}\noutput: {path: out}\n"; };
+  EXPECT_EQ(parse(with("format: int4, group_size: 32")).group_size, 32);
+  EXPECT_EQ(parse(with("format: fp8, group_size: 32, rules: [{match: a, format: w4a8}]")).group_size, 32);
+  EXPECT_EQ(parse(with("format: nvfp4, group_size: 16")).group_size, 16);
+  expect_refused(with("format: nvfp4, group_size: 32"), "always groups 16 inputs");
+  expect_refused(with("format: fp8, group_size: 32"), "has no groups");
+  for (const char* size : {"-128", "4", "100"})
+    expect_refused(with(std::string("format: int4, group_size: ") + size), "not a positive multiple of 8");
+}
+
+TEST(Recipe, ADialectMustHaveTheWords) {
+  const auto with = [](const std::string& format, const std::string& dialect, const std::string& kv_cache) {
+    return "model: {path: in}\nquantization: {format: " + format + ", kv_cache: " + kv_cache +
+           "}\noutput: {path: out, dialect: " + dialect + "}\n";
+  };
+  for (const char* kv_cache : {"none", "fp8", "nvfp4", "nvfp4_affine"}) EXPECT_NO_THROW(parse(with("fp8", "modelopt", kv_cache)));
+  for (const char* kv_cache : {"none", "fp8"}) EXPECT_NO_THROW(parse(with("int4", "compressed-tensors", kv_cache)));
+  EXPECT_NO_THROW(parse(with("fp8_pb_wo", "deepseek-fp8", "none")));
+  expect_refused(with("fp8", "compressed-tensors", "nvfp4"), "has no words for kv_cache: nvfp4");
+  expect_refused(with("fp8_pb_wo", "deepseek-fp8", "fp8"), "has no words for kv_cache: fp8");
+  expect_refused(with("fp8", "deepseek-fp8", "none"), "use quantization.preset: fp8_pb_wo");
+  expect_refused(with("fp8", "awq", "none"), "use one of: modelopt, compressed-tensors, deepseek-fp8");
 }
 
 TEST(Recipe, APresetStandsAlone) {
@@ -299,6 +362,24 @@ TEST(ToYaml, ReadBackGivesTheSame) {
     EXPECT_EQ(again.rules.size(), parse(text).rules.size());
     EXPECT_EQ(again.format, parse(text).format);
   }
+}
+
+TEST(ToYaml, KeepsTheKeysOfTheMethod) {
+  const auto again = [](const std::string& words) {
+    const std::string yaml = to_yaml(parse("model: {path: in}\nquantization: {" + words + "}\noutput: {path: out}\n"), true);
+    EXPECT_EQ(to_yaml(parse(yaml), true), yaml);
+    return parse(yaml);
+  };
+
+  const Recipe awq = again("preset: int4_awq, group_size: 64, awq: {grid: 7, clip: false, error_feedback: false, fold: none}");
+  EXPECT_EQ(awq.method, "awq");
+  EXPECT_EQ(awq.group_size, 64);
+  EXPECT_EQ(awq.awq.grid, 7);
+  EXPECT_FALSE(awq.awq.clip);
+  EXPECT_FALSE(awq.awq.error_feedback);
+  EXPECT_EQ(awq.awq.fold, "none");
+  EXPECT_EQ(again("preset: int8_sq, smoothquant: {alpha: 0.25}").smoothquant.alpha, 0.25);
+  EXPECT_TRUE(again("preset: int8_sq, smoothquant: {alpha: auto}").smoothquant.alpha_auto);
 }
 
 TEST(ToYaml, KeepsWhatWasChosen) {

@@ -43,7 +43,7 @@ TEST(ModelOptStatistics, InputMaximaAreWithinTwoPercent) {
   const parallel::Mesh mesh = parallel::Mesh::make(*world, {});
   SweepOptions options;
   options.host_memory = int64_t{4} << 30;
-  Sweep sweep(source.spec, *source.reader, mesh, rows, 0, options);
+  Sweep sweep(source.spec, *source.reader, mesh, TokenRows::run(rows, 1, 0), options);
   ObservingClient client;
 
   sweep.run(client, [](const SweepProgress&) {});

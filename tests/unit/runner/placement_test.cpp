@@ -29,19 +29,21 @@ layers::LayerSpec layer_with(int64_t kv_heads) {
 }
 
 /// One tensor on every rank of one stage: read once, and gathering what the placement says gives each rank the rows it computes with.
-void expect_sound(const layers::LayerSpec& layer, const layers::TensorSpec& tensor, parallel::MeshShape shape) {
+void expect_sound(const layers::LayerSpec& layer, const layers::TensorSpec& tensor, parallel::MeshShape shape, int64_t unit = 1) {
   SCOPED_TRACE(tensor.name + " on " + std::to_string(shape.data) + " x " + std::to_string(shape.pipeline) + " x " +
                std::to_string(shape.tensor));
   const int64_t rows = tensor.shape[0];
   const auto ranks = all_ranks(shape);
   std::vector<Placement> placements;
-  for (const Place& place_of : ranks) placements.push_back(place(layer, tensor, rows, place_of.mesh));
+  for (const Place& place_of : ranks) placements.push_back(place(layer, tensor, rows, place_of.mesh, unit));
   for (int stage = 0; stage < shape.pipeline; ++stage) {
     std::vector<int> read(static_cast<size_t>(rows), 0);
     for (size_t r = 0; r < ranks.size(); ++r) {
       const parallel::Mesh& mesh = ranks[r].mesh;
       if (mesh.pipeline_rank() != stage) continue;
       const Placement& mine = placements[r];
+      EXPECT_EQ(mine.share.begin % unit * (rows - mine.share.begin), 0)
+          << "a share begins at a multiple of the unit, or is empty at the end";
       for (int64_t row = mine.share.begin; row < mine.share.end; ++row) ++read[static_cast<size_t>(row)];
 
       const bool is_linear = tensor.linear >= 0;
@@ -78,6 +80,26 @@ TEST(Placement, EveryRowIsReadOnceAndReachesWhoComputesWithIt) {
   }
 }
 
+TEST(Placement, SharesAreCutAtMultiplesOfTheUnit) {
+  for (const int64_t kv_heads : {12, 4, 2}) {
+    const layers::LayerSpec layer = layer_with(kv_heads);
+    for (int data = 1; data <= 3; ++data)
+      for (const int tensor_ranks : {1, 2, 4}) {
+        if (kv_heads % tensor_ranks != 0 && tensor_ranks % kv_heads != 0) continue;
+        for (const int64_t unit : {2, 8, 16, 128})
+          for (const auto& tensor : layer.tensors) expect_sound(layer, tensor, {data, 1, tensor_ranks}, unit);
+      }
+  }
+}
+
+TEST(Placement, ATensorWhoseSlicesAreNoUnitsIsSharedOverTheStage) {
+  const layers::LayerSpec layer = layer_with(4);  // q has 48 rows, 24 on each of two tensor ranks
+
+  for (const auto& place_of : all_ranks({2, 1, 2}))
+    for (const auto& [unit, over_stage] : {std::pair{8, false}, std::pair{24, false}, std::pair{16, true}, std::pair{128, true}})
+      EXPECT_EQ(place(layer, layer.tensors[1], 48, place_of.mesh, unit).over_stage, over_stage) << layer.tensors[1].name << " " << unit;
+}
+
 TEST(Placement, EveryStageReadsForItself) {
   const layers::LayerSpec layer = layer_with(2);
 
@@ -105,6 +127,19 @@ TEST(Placement, AScalarBelongsToOneRank) {
   }
 
   EXPECT_EQ(readers, 1);
+}
+
+TEST(WorldShare, CutsAtMultiplesOfTheUnit) {
+  int64_t at = 0;
+
+  for (const auto& place_of : all_ranks({2, 3, 2})) {
+    const parallel::Range share = world_share(300, place_of.mesh, 128);
+    EXPECT_EQ(share.begin, at);
+    EXPECT_TRUE(share.begin % 128 == 0 || share.size() == 0);
+    at = share.end;
+  }
+
+  EXPECT_EQ(at, 300);
 }
 
 TEST(WorldShare, CutsOverAllRanks) {

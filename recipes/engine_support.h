@@ -1,0 +1,26 @@
+#pragma once
+// THE LIST of what each serving engine does not load, and how to serve what it does. Read from the engines' own loaders (vLLM 0.33,
+// SGLang 0.5.23, TensorRT-LLM of 2026); one line in engine_support.cpp each.
+
+#include <string>
+#include <vector>
+
+#include "recipes/export_metadata.h"
+
+namespace ptq::recipes {
+
+/// What one of vllm, sglang, tensorrt-llm does with an export.
+struct EngineSupport {
+  std::string engine;
+  bool loads = false;
+  std::string reason;   ///< why not
+  std::string command;  ///< how to serve it
+};
+/// Of all three, in that order.
+std::vector<EngineSupport> engine_support(const ExportMetadata& metadata, const std::string& output_path);
+
+/// Throws a user Error when the recipe's engine cannot load this export, or, for "any", when none can: with the reasons and the nearest
+/// dialect or preset that works.
+void check_engine(const Recipe& recipe, const ExportMetadata& metadata);
+
+}  // namespace ptq::recipes
