@@ -80,8 +80,8 @@ void merge_values(std::span<double> values, parallel::Communicator& ranks) {
 Tensor smoothing_factors(SmoothingRule rule, const InputStatistics& input, const Tensor& weights, const ChannelTies& ties,
                          Exponents exponents) {
   const bool awq = rule == SmoothingRule::kAwq;
-  const std::vector<double> largest = tied(input.amax, ties, false), usual = tied(input.mean_abs, ties, true),
-                            weight = tied(weights, ties, awq);
+  const std::vector<double> largest = tied(input.amax, ties, false), weight = tied(weights, ties, awq),
+                            usual = awq ? tied(input.mean_abs, ties, true) : std::vector<double>();
   const double beta = awq ? exponents.beta : 1.0 - exponents.alpha;
   Tensor factors = Tensor::empty({input.amax.numel()}, DType::kF32);
   double least = 0, most = 0;
