@@ -1,20 +1,9 @@
 #include "kernels/ops.h"
 
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/dispatch.h"
 
 namespace ptq::kernels {
-
-namespace {
-
-/// The function for the device. Throws a user Error for a device this build has no kernels for.
-template <class Function>
-Function* on(Device device, Function* cpu_function) {
-  if (device != Device::kCpu)
-    throw user_error("this build computes on the CPU only", "device", "build with the preset 'cuda', or choose the device cpu");
-  return cpu_function;
-}
-
-}  // namespace
 
 MatmulKernel best_matmul_kernel() { return cpu::best_matmul_kernel(); }
 void set_matmul_kernel(MatmulKernel kernel) { cpu::set_matmul_kernel(kernel); }
@@ -44,9 +33,23 @@ void gated_activation(const Tensor& gate_up, const GatedShape& shape, Tensor& ou
 void relu_squared(const Tensor& x, Tensor& out) { on(x.device(), cpu::relu_squared)(x, out); }
 void add_in_place(Tensor& x, const Tensor& y) { on(x.device(), cpu::add_in_place)(x, y); }
 void scale_rows(Tensor& x, const Tensor& factors) { on(x.device(), cpu::scale_rows)(x, factors); }
+void scale_columns(Tensor& x, const Tensor& factors) { on(x.device(), cpu::scale_columns)(x, factors); }
+void subtract_in_place(Tensor& x, const Tensor& y) { on(x.device(), cpu::subtract_in_place)(x, y); }
 void slice_columns(const Tensor& x, int64_t begin, Tensor& out) { on(x.device(), cpu::slice_columns)(x, begin, out); }
+void place_columns(const Tensor& x, int64_t begin, Tensor& out) { on(x.device(), cpu::place_columns)(x, begin, out); }
+void gather_columns(const Tensor& x, const std::vector<int32_t>& columns, Tensor& out) {
+  on(x.device(), cpu::gather_columns)(x, columns, out);
+}
+void scatter_columns(const Tensor& x, const std::vector<int32_t>& columns, Tensor& out) {
+  on(x.device(), cpu::scatter_columns)(x, columns, out);
+}
 void transpose(const Tensor& x, Tensor& out) { on(x.device(), cpu::transpose)(x, out); }
 void convert(const Tensor& in, Tensor& out) { on(in.device(), cpu::convert)(in, out); }
+Tensor converted(const Tensor& x, DType dtype) {
+  Tensor out = Tensor::empty(x.shape(), dtype, x.device());
+  convert(x, out);
+  return out;
+}
 void route(const Tensor& logits, const Tensor& correction, const RouteRule& rule, Tensor& experts, Tensor& weights) {
   on(logits.device(), cpu::route)(logits, correction, rule, experts, weights);
 }

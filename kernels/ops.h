@@ -90,12 +90,23 @@ void relu_squared(const Tensor& x, Tensor& out);
 void add_in_place(Tensor& x, const Tensor& y);
 /// Row t of x [T, H] f32 times factors[t], in place. factors [T] f32.
 void scale_rows(Tensor& x, const Tensor& factors);
-/// out [T, W] = columns [begin, begin + W) of x [T, H], both f32.
+/// Column c of x [T, H] f32 times factors[c], in place. factors [H] f32.
+void scale_columns(Tensor& x, const Tensor& factors);
+/// x -= y, both [T, H] f32.
+void subtract_in_place(Tensor& x, const Tensor& y);
+/// out [T, W] = columns [begin, begin + W) of x [T, H]; the same dtype of any width.
 void slice_columns(const Tensor& x, int64_t begin, Tensor& out);
+/// And back: columns [begin, begin + W) of out [T, H] = x [T, W].
+void place_columns(const Tensor& x, int64_t begin, Tensor& out);
+/// out[t, i] = x[t, columns[i]], and out[t, columns[i]] = x[t, i]. x, out f32, as many rows; columns are distinct where they are written.
+void gather_columns(const Tensor& x, const std::vector<int32_t>& columns, Tensor& out);
+void scatter_columns(const Tensor& x, const std::vector<int32_t>& columns, Tensor& out);
 /// out [C, R] = x [R, C] transposed; the same dtype of 1, 2 or 4 bytes. out is overwritten.
 void transpose(const Tensor& x, Tensor& out);
 /// Element-wise conversion among f32, bf16 and f16 (f16 only as a source); nearest, ties to even. out is overwritten, same shape.
 void convert(const Tensor& in, Tensor& out);
+/// A new tensor: x in that dtype.
+Tensor converted(const Tensor& x, DType dtype);
 
 // ---- mixture of experts -----------------------------------------------------------------------------------------------------------
 

@@ -3,20 +3,9 @@
 #include <cmath>
 
 #include "kernels/cpu/cpu_search_ops.h"
+#include "kernels/dispatch.h"
 
 namespace ptq::kernels {
-
-namespace {
-
-/// The function for the device, as in ops.cpp.
-template <class Function>
-Function* on(Device device, Function* cpu_function) {
-  if (device != Device::kCpu)
-    throw user_error("this build computes on the CPU only", "device", "build with the preset 'cuda', or choose the device cpu");
-  return cpu_function;
-}
-
-}  // namespace
 
 void column_amax(const Tensor& x, Tensor& amaxes) { on(x.device(), cpu::column_amax)(x, amaxes); }
 void column_sums(const Tensor& x, bool absolute, std::span<int64_t> sums) { on(x.device(), cpu::column_sums)(x, absolute, sums); }

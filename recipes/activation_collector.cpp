@@ -31,19 +31,19 @@ ActivationCollector::ActivationCollector(CollectorOptions options, SearchSeconds
   sample_stride_ = std::max<int64_t>(1, (tokens + kSampleTokens - 1) / kSampleTokens);
 }
 
-Tensor ActivationCollector::gather_tokens(const Tensor& x, const layers::Batch& batch) {
-  const int ranks = options_.data->size();
-  if (ranks == 1) return x;
-  std::vector<int64_t> bytes(static_cast<size_t>(ranks), 0);
-  int64_t tokens = 0;
-  for (int64_t row = batch.all_rows.begin; row < batch.all_rows.end; ++row) {
-    bytes[static_cast<size_t>(row % ranks)] += options_.row_lengths[static_cast<size_t>(row)] * x.row_bytes();
-    tokens += options_.row_lengths[static_cast<size_t>(row)];
+Tensor ActivationCollector::shared_row(int64_t row, const Tensor& mine) {
+  // Row r of all calibration rows is with data rank r mod D.
+  const int ranks = options_.data->size(), owner = static_cast<int>(row % ranks);
+  if (ranks == 1) return mine;
+  Tensor tokens = mine;
+  if (owner != options_.data->rank()) {
+    const Shape shape{options_.row_lengths[static_cast<size_t>(row)], mine.dim(1)};
+    const int64_t bytes = element_count(shape) * dtype_bytes(mine.dtype());
+    if (!row_.defined() || row_.bytes() < bytes) row_ = Tensor::empty({bytes}, DType::kU8);
+    tokens = row_.as(shape, mine.dtype());
   }
-  const int64_t needed = tokens * x.row_bytes();
-  if (!gathered_.defined() || gathered_.bytes() < needed) gathered_ = Tensor::empty({needed}, DType::kU8);
-  options_.data->all_gather(x.raw(), bytes, gathered_.raw());
-  return gathered_.as({tokens, x.dim(1)}, x.dtype());
+  options_.data->broadcast(tokens.raw(), tokens.bytes(), owner);
+  return tokens;
 }
 
 void ActivationCollector::linear_input(const layers::LayerSpec& layer, int input_group, const Tensor& x, const layers::Batch& batch) {
@@ -60,17 +60,12 @@ void ActivationCollector::linear_input(const layers::LayerSpec& layer, int input
   kernels::column_amax(x, kept.amax);
   kernels::column_sums(x, true, kept.abs_sums);
   if (!needs.gram && !needs.sample) return;
-  const Tensor all = gather_tokens(x, batch);
-  // Row r of all calibration rows is with data rank r mod D.
-  const int ranks = options_.data->size();
-  std::vector<int64_t> at(static_cast<size_t>(ranks), 0);
-  for (int64_t row = batch.all_rows.begin; row < batch.all_rows.end; ++row)
-    for (size_t r = static_cast<size_t>(row % ranks) + 1; r < at.size(); ++r) at[r] += options_.row_lengths[static_cast<size_t>(row)];
+  size_t next = 0;  // of this rank's rows
   for (int64_t row = batch.all_rows.begin; row < batch.all_rows.end; ++row) {
-    const int64_t length = options_.row_lengths[static_cast<size_t>(row)];
-    int64_t& begin = at[static_cast<size_t>(row % ranks)];
-    const Tensor tokens = all.rows(begin, begin + length);
-    begin += length;
+    const bool is_mine = row % options_.data->size() == options_.data->rank();
+    const Tensor tokens = shared_row(row, is_mine ? x.rows(batch.starts[next], batch.starts[next + 1]) : x.rows(0, 0));
+    if (is_mine) ++next;
+    const int64_t length = tokens.dim(0);
     if (kept.gram) kept.gram->add(tokens);
     if (!needs.sample) continue;
     const int64_t first = first_tokens_[static_cast<size_t>(row)];

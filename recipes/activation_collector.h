@@ -74,7 +74,7 @@ class ActivationCollector : public InputSource {
   std::map<int, ExpertTokens> take_expert_tokens(const layers::LayerSpec& layer);
   void forget(const layers::LayerSpec& layer);
 
-  /// Bytes of one group's statistics on a rank.
+  /// Bytes of one group's statistics on a rank, without the one row that data ranks pass around.
   static int64_t bytes(const InputNeeds& needs, int64_t channels, int64_t stage_ranks, DType operand);
 
  private:
@@ -84,8 +84,9 @@ class ActivationCollector : public InputSource {
     std::optional<Gram> gram;
     std::vector<Tensor> sample;
   };
-  /// All data ranks' tokens of the micro-batch, [T, C], in the order of ranks.
-  Tensor gather_tokens(const Tensor& x, const layers::Batch& batch);
+  /// What calibration row `row` reads, [T, C], from the data rank that has it; `mine` is this rank's next row, which it is if it is here.
+  /// Collective over the data ranks.
+  Tensor shared_row(int64_t row, const Tensor& mine);
 
   CollectorOptions options_;
   SearchSeconds& seconds_;
@@ -95,7 +96,7 @@ class ActivationCollector : public InputSource {
   std::map<int64_t, Tensor> value_amax_;
   std::map<int64_t, ExpertChannels> expert_channels_;
   std::map<int64_t, std::map<int, ExpertTokens>> experts_;
-  Tensor gathered_;
+  Tensor row_;  ///< of another rank
 };
 
 }  // namespace ptq::recipes

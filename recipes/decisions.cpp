@@ -58,25 +58,6 @@ void check_linear(const layers::LinearSpec& linear, const Decision& decision, co
                          (decision.encoding.dialect == Dialect::kModelOpt ? "" : ", or use output.dialect: modelopt"));
 }
 
-/// Linears whose inputs no norm feeds: TensorRT-LLM asks for the pre_quant_scale of these in every INT4 checkpoint of ModelOpt's.
-std::set<int> output_linears(const layers::LayerSpec& layer) {
-  std::set<int> found;
-  for (const auto& block : layer.blocks) {
-    if (const auto* attention = std::get_if<layers::AttentionSpec>(&block.body)) found.insert(attention->o);
-    if (const auto* latent = std::get_if<layers::LatentAttentionSpec>(&block.body)) found.insert(latent->o);
-    if (const auto* mlp = std::get_if<layers::MlpSpec>(&block.body)) found.insert(mlp->down);
-    const auto* moe = std::get_if<layers::MoeSpec>(&block.body);
-    if (!moe) continue;
-    if (moe->shared) found.insert(moe->shared->down);
-    for (const auto& expert : moe->experts) found.insert(expert.down);
-  }
-  return found;
-}
-
-bool is_modelopt_int4(const Encoding& encoding) {
-  return encoding.dialect == Dialect::kModelOpt && (encoding.format == Format::kInt4 || encoding.format == Format::kInt4Fp8);
-}
-
 /// Servers fuse the linears of a scale group into one, and all routed experts of a layer into one kernel.
 void check_fused(const layers::LayerSpec& layer, const std::map<std::string, Decision>& decisions) {
   std::map<int, const layers::LinearSpec*> groups;
@@ -98,6 +79,24 @@ void check_fused(const layers::LayerSpec& layer, const std::map<std::string, Dec
 }
 
 }  // namespace
+
+std::set<int> output_linears(const layers::LayerSpec& layer) {
+  std::set<int> found;
+  for (const auto& block : layer.blocks) {
+    if (const auto* attention = std::get_if<layers::AttentionSpec>(&block.body)) found.insert(attention->o);
+    if (const auto* latent = std::get_if<layers::LatentAttentionSpec>(&block.body)) found.insert(latent->o);
+    if (const auto* mlp = std::get_if<layers::MlpSpec>(&block.body)) found.insert(mlp->down);
+    const auto* moe = std::get_if<layers::MoeSpec>(&block.body);
+    if (!moe) continue;
+    if (moe->shared) found.insert(moe->shared->down);
+    for (const auto& expert : moe->experts) found.insert(expert.down);
+  }
+  return found;
+}
+
+bool is_modelopt_int4(const Encoding& encoding) {
+  return encoding.dialect == Dialect::kModelOpt && (encoding.format == Format::kInt4 || encoding.format == Format::kInt4Fp8);
+}
 
 bool matches(const std::string& pattern, const std::string& name) { return Pattern(pattern).matches(name); }
 

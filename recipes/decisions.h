@@ -2,6 +2,7 @@
 // Which format every linear gets and why: the recipe's ignore list and rules laid over the model's linears.
 
 #include <map>
+#include <set>
 #include <string>
 
 #include "layers/model_spec.h"
@@ -21,6 +22,11 @@ struct Decision {
 /// Throws a user Error for a rule that matches nothing (or only ignored modules), linears that servers fuse with different formats (all
 /// routed experts of a layer are fused), and what layout_fault finds: a width that groups do not divide, experts stacked in one tensor.
 std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, const Recipe& recipe);
+
+/// Linears whose inputs no norm feeds: TensorRT-LLM asks for the pre_quant_scale of these in every INT4 checkpoint of ModelOpt's.
+std::set<int> output_linears(const layers::LayerSpec& layer);
+/// INT4 weights in ModelOpt's dialect?
+bool is_modelopt_int4(const Encoding& encoding);
 
 /// Does `pattern` (glob with * and ?, or re:regex, over the whole name) match?
 bool matches(const std::string& pattern, const std::string& name);

@@ -74,6 +74,10 @@ Tensor minmax_row_scales(const Encoding& encoding, const Tensor& weight, const L
 /// The row scales that a server will read for these: rounded where the file keeps them in bf16.
 Tensor stored_row_scales(const Encoding& encoding, const Tensor& row_scales);
 
+/// The weight [rows, in] f32 that a server reads for `weight` under these row scales: what decode_rows gives for encode_rows, without
+/// packing. For formats whose rows or groups have scales of their own; row_scales as they are stored.
+Tensor rounded_weight(const Encoding& encoding, const Tensor& weight, const Tensor& row_scales, const LinearScales& scales);
+
 /// Rows of a weight: one tensor per kRows entry of encoded_tensors, in that order. weight [rows, in] bf16|f16|f32, rows cut at multiples of
 /// row_unit; for stacked experts [experts, in, out]. row_scales as minmax_row_scales gives them, or undefined: the min-max ones; for
 /// stacked experts [experts, ...], each those of the expert's [out, in]. FP8 per tensor of stacked experts always divides exactly.

@@ -17,30 +17,27 @@ bool stores_bf16_scales(const Encoding& encoding) {
          (encoding.format == Format::kInt4 || encoding.format == Format::kInt4Fp8 || encoding.format == Format::kInt8WeightOnly);
 }
 
-Tensor converted(const Tensor& x, DType dtype) {
-  Tensor out = Tensor::empty(x.shape(), dtype);
-  kernels::convert(x, out);
-  return out;
-}
-
 /// Row scales in the shape and dtype of the file.
 Tensor scale_part(const Encoding& encoding, const Tensor& row_scales) {
   if (encoding.format == Format::kFp8Blocks)
     return encoding.dialect == Dialect::kModelOpt ? row_scales.reshaped({row_scales.dim(0), 1, row_scales.dim(1), 1}) : row_scales;
-  const Tensor scales = stores_bf16_scales(encoding) ? converted(row_scales, DType::kBF16) : row_scales;
+  const Tensor scales = stores_bf16_scales(encoding) ? kernels::converted(row_scales, DType::kBF16) : row_scales;
   return is_compressed(encoding) && scales.rank() == 1 ? scales.reshaped({scales.dim(0), 1}) : scales;
 }
 
 /// And back, f32.
 Tensor scales_of_part(const Encoding& encoding, const Tensor& part) {
   if (encoding.format == Format::kFp8Blocks) return part.rank() == 4 ? part.reshaped({part.dim(0), part.dim(2)}) : part;
-  return part.dtype() == DType::kBF16 ? converted(part, DType::kF32) : part;
+  return part.dtype() == DType::kBF16 ? kernels::converted(part, DType::kF32) : part;
 }
 
-/// W4A8: a server's kernel multiplies codes of -7 ... 7 into FP8.
-void keep_off_minus_eight(Tensor& codes) {
+/// One byte a code. W4A8: a server's kernel multiplies codes of -7 ... 7 into FP8.
+Tensor int4_codes(const Encoding& encoding, const Tensor& weight, const Tensor& row_scales) {
+  Tensor codes = Tensor::empty(weight.shape(), DType::kI8);
+  kernels::quantize_int4_groups(weight, row_scales, group_size(encoding), codes);
   auto* code = codes.data<int8_t>();
-  std::replace(code, code + codes.numel(), static_cast<int8_t>(-8), static_cast<int8_t>(-7));
+  if (encoding.format == Format::kInt4Fp8) std::replace(code, code + codes.numel(), int8_t{-8}, int8_t{-7});
+  return codes;
 }
 
 /// Four inputs to a word, input i of them in bits 8i as code + 128: codes [O, C] -> words [O, ⌈C/4⌉] i32; 0 beyond column C.
@@ -90,7 +87,7 @@ bool is_turned(const Encoding& encoding, const Tensor& part) {
 }  // namespace
 
 Tensor stored_row_scales(const Encoding& encoding, const Tensor& row_scales) {
-  return stores_bf16_scales(encoding) ? converted(converted(row_scales, DType::kBF16), DType::kF32) : row_scales;
+  return stores_bf16_scales(encoding) ? kernels::converted(kernels::converted(row_scales, DType::kBF16), DType::kF32) : row_scales;
 }
 
 Tensor minmax_row_scales(const Encoding& encoding, const Tensor& weight, const LinearScales& scales) {
@@ -133,6 +130,39 @@ Tensor minmax_row_scales(const Encoding& encoding, const Tensor& weight, const L
   return {};
 }
 
+Tensor rounded_weight(const Encoding& encoding, const Tensor& weight, const Tensor& row_scales, const LinearScales& scales) {
+  Tensor rounded = Tensor::empty(weight.shape(), DType::kF32);
+  const int64_t rows = weight.dim(0), in = weight.dim(1);
+  switch (encoding.format) {
+    case Format::kNvfp4:
+    case Format::kNvfp4WeightOnly: {
+      Tensor packed = Tensor::empty({rows, in / 2}, DType::kU8);
+      kernels::quantize_nvfp4_static(weight, row_scales, scales.weight_scale, packed);
+      kernels::dequantize_nvfp4(packed, row_scales, scales.weight_scale, rounded);
+      return rounded;
+    }
+    case Format::kFp8Channels: {
+      Tensor codes = Tensor::empty({rows, in}, DType::kF8E4M3);
+      kernels::quantize_fp8_rows(weight, row_scales, codes);
+      kernels::dequantize_fp8_rows(codes, row_scales, rounded);
+      return rounded;
+    }
+    case Format::kInt8:
+    case Format::kInt8WeightOnly: {
+      Tensor codes = Tensor::empty({rows, in}, DType::kI8);
+      kernels::quantize_int8_rows(weight, row_scales, codes);
+      kernels::dequantize_int8_rows(codes, row_scales, rounded);
+      return rounded;
+    }
+    case Format::kInt4:
+    case Format::kInt4Fp8:
+      kernels::dequantize_int4_groups(int4_codes(encoding, weight, row_scales), row_scales, group_size(encoding), rounded);
+      return rounded;
+    default:
+      throw bug("a format whose rows have no scales of their own");
+  }
+}
+
 std::vector<Tensor> encode_matrix(const Encoding& encoding, const Tensor& weight, const Tensor& row_scales, const LinearScales& scales,
                                   kernels::Fp8Quotient quotient) {
   const int64_t rows = weight.dim(0), in = weight.dim(1);
@@ -166,10 +196,7 @@ std::vector<Tensor> encode_matrix(const Encoding& encoding, const Tensor& weight
     case Format::kInt4:
     case Format::kInt4Fp8: {
       const Tensor used = given_or_minmax();
-      Tensor codes = Tensor::empty({rows, in}, DType::kI8);
-      kernels::quantize_int4_groups(weight, used, group_size(encoding), codes);
-      if (encoding.format == Format::kInt4Fp8) keep_off_minus_eight(codes);
-      return {pack_int4(encoding, codes), scale_part(encoding, used)};
+      return {pack_int4(encoding, int4_codes(encoding, weight, used)), scale_part(encoding, used)};
     }
     case Format::kNvfp4:
     case Format::kNvfp4WeightOnly: {

@@ -37,6 +37,9 @@ const std::vector<Refusal> kRefusals{
     {kMo, Format::kFp8Channels, kS, kAny, "rejects quant_algo FP8_PER_CHANNEL_PER_TOKEN"},
     {kMo, Format::kNvfp4, kV, Where::kSmoothed, "rejects quant_algo NVFP4_AWQ"},
     {kMo, Format::kNvfp4, kS, Where::kSmoothedExperts, "reads NVFP4_AWQ in dense models alone"},
+    {kMo, Format::kNvfp4WeightOnly, kV, Where::kSmoothed, "reads no pre_quant_scale beside W4A16_NVFP4"},
+    {kMo, Format::kNvfp4WeightOnly, kS, Where::kSmoothed, "reads no pre_quant_scale beside W4A16_NVFP4"},
+    {kMo, Format::kNvfp4WeightOnly, kT, Where::kSmoothed, "reads no pre_quant_scale beside W4A16_NVFP4"},
     {kMo, Format::kInt8, kV, kAny, "rejects quant_algo W8A8_SQ_PER_CHANNEL"},
     {kMo, Format::kInt8, kS, kAny, "rejects quant_algo W8A8_SQ_PER_CHANNEL"},
     {kMo, Format::kInt8, kT, kAny, "has no linear for W8A8_SQ_PER_CHANNEL"},
@@ -144,6 +147,9 @@ bool loads_anywhere(const Recipe& recipe, const std::optional<ExportMetadata>& m
 
 /// The least change to the recipe after which the engine loads the export.
 std::string nearest_that_loads(const Recipe& recipe, const ExportMetadata& metadata) {
+  ExportMetadata folded = metadata;
+  for (FormatUse& use : folded.formats) use.encoding.pre_quant_scale = false;
+  if (loads_anywhere(recipe, folded)) return "use quantization.awq.fold: all";
   for (const Dialect dialect : {kMo, kCt, Dialect::kDeepseekFp8})
     if (dialect != metadata.dialect && loads_anywhere(recipe, changed(metadata, dialect, std::nullopt)))
       return "use output.dialect: " + dialect_name(dialect);

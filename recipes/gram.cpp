@@ -1,9 +1,8 @@
 #include "recipes/gram.h"
 
 #include <algorithm>
-#include <cstring>
 
-#include "kernels/core/thread_pool.h"
+#include "kernels/ops.h"
 #include "kernels/search_ops.h"
 
 namespace ptq::recipes {
@@ -19,13 +18,10 @@ std::vector<Range> gram_blocks(int64_t channels) {
   return blocks;
 }
 
-Tensor copy_columns(const Tensor& x, Range columns) {
+Tensor columns_of(const Tensor& x, Range columns) {
   if (columns.begin == 0 && columns.end == x.dim(1)) return x;
-  const int64_t word = dtype_bytes(x.dtype());
   Tensor out = Tensor::empty({x.dim(0), columns.size()}, x.dtype());
-  parallel_for(x.dim(0), [&](int64_t t) {
-    std::memcpy(out.raw() + t * out.row_bytes(), x.raw() + t * x.row_bytes() + columns.begin * word, static_cast<size_t>(out.row_bytes()));
-  });
+  kernels::slice_columns(x, columns.begin, out);
   return out;
 }
 
@@ -39,7 +35,7 @@ Gram::Gram(int64_t channels, int64_t ranks, int64_t rank) : channels_(channels),
 void Gram::add(const Tensor& x) {
   if (x.dim(0) == 0) return;
   for (size_t b = 0; b < blocks_.size(); ++b)
-    if (rows_[b].size() > 0) kernels::gram_add(copy_columns(x, blocks_[b]), rows_[b].begin, rows_[b].end, values_[b]);
+    if (rows_[b].size() > 0) kernels::gram_add(columns_of(x, blocks_[b]), rows_[b].begin, rows_[b].end, values_[b]);
 }
 
 std::vector<GramBlock> Gram::gather(parallel::Communicator& group) const {

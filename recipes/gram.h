@@ -40,7 +40,7 @@ class Gram {
   std::vector<Tensor> values_;
 };
 
-/// Columns [begin, end) of x [T, C], any dtype.
-Tensor copy_columns(const Tensor& x, parallel::Range columns);
+/// Columns [begin, end) of x [T, C], any dtype: x itself where those are all.
+Tensor columns_of(const Tensor& x, parallel::Range columns);
 
 }  // namespace ptq::recipes

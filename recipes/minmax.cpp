@@ -23,6 +23,11 @@ float experts_input_amax(const LayerStatistics& statistics, bool feeds_down, con
   return amax;
 }
 
+/// Experts fuse gate and up before they are quantized, so that those share a scale even in FP8.
+bool shares_weight_scale(const Encoding& encoding, const layers::LinearSpec& linear) {
+  return info(encoding.format).shares_weight_scale || linear.is_routed();
+}
+
 }  // namespace
 
 float weight_scale(const Encoding& encoding, float amax, const std::string& module, std::vector<ScaleNote>& notes) {
@@ -37,6 +42,20 @@ float weight_scale(const Encoding& encoding, float amax, const std::string& modu
     default:
       return 1.0f;
   }
+}
+
+LinearScales weight_scales(const layers::LayerSpec& layer, const std::map<std::string, Decision>& decisions,
+                           const LayerStatistics& statistics, int linear) {
+  const layers::LinearSpec& spec = layer.linears[static_cast<size_t>(linear)];
+  const Encoding& encoding = decisions.at(spec.module).encoding;
+  float amax = statistics.weight_amax[static_cast<size_t>(linear)];
+  if (shares_weight_scale(encoding, spec))
+    for (size_t i = 0; i < layer.linears.size(); ++i)
+      if (layer.linears[i].scale_group == spec.scale_group) amax = std::max(amax, statistics.weight_amax[i]);
+  std::vector<ScaleNote> unnoted;
+  LinearScales scales;
+  scales.weight_scale = weight_scale(encoding, amax, spec.module, unnoted);
+  return scales;
 }
 
 float input_scale(const Encoding& encoding, float amax, const std::string& module, std::vector<ScaleNote>& notes) {
@@ -59,9 +78,7 @@ std::vector<LinearScales> minmax_scales(const layers::LayerSpec& layer, const st
     const Encoding& encoding = decisions.at(linear.module).encoding;
     if (!encoding.is_quantized()) continue;
     const FormatInfo& format = info(encoding.format);
-    // Experts fuse gate and up before they are quantized, so that those share a scale even in FP8.
-    const bool shares_scale = format.shares_weight_scale || linear.is_routed();
-    const float weight_amax = shares_scale ? group_amax.at(linear.scale_group) : statistics.weight_amax[i];
+    const float weight_amax = shares_weight_scale(encoding, linear) ? group_amax.at(linear.scale_group) : statistics.weight_amax[i];
     scales[i].weight_scale = weight_scale(encoding, weight_amax, linear.module, notes);
     if (!has_input_scale(encoding)) continue;
     if (!linear.is_routed()) {

@@ -50,6 +50,10 @@ std::vector<LinearScales> minmax_scales(const layers::LayerSpec& layer, const st
 /// The per-tensor weight scale alone, from the amax of the whole scale group where it is shared; 1 for formats without one. Of W4A8 it is
 /// the scale of its weights as FP8: their largest INT4 scale times 7/448.
 float weight_scale(const Encoding& encoding, float amax, const std::string& module, std::vector<ScaleNote>& notes);
+/// The per-tensor weight scale of one linear of a layer, from the amaxes of all linears that servers give one scale: those of its scale
+/// group where the format or a routed expert's kernel has one for all. Notes nothing.
+LinearScales weight_scales(const layers::LayerSpec& layer, const std::map<std::string, Decision>& decisions,
+                           const LayerStatistics& statistics, int linear);
 /// The scale of what a linear reads, from its amax; 1 for formats without one.
 float input_scale(const Encoding& encoding, float amax, const std::string& module, std::vector<ScaleNote>& notes);
 /// amax/448 for a KV cache in FP8; 1 (noted) for amax 0.

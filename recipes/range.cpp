@@ -7,17 +7,10 @@
 
 #include "kernels/ops.h"
 #include "kernels/search_ops.h"
-#include "recipes/weight_solver.h"
 
 namespace ptq::recipes {
 
 namespace {
-
-/// Weights of one scale each, [units, unit] as a view or a copy of weight [rows, in].
-int64_t unit_of(const Encoding& encoding, const Tensor& weight) {
-  const int64_t group = group_size(encoding);
-  return group > 0 ? group : weight.dim(1);
-}
 
 /// The value that stands for a bin.
 double center_of(size_t bin) { return bin == 0 ? 0.0 : 0.5 * (kernels::magnitude_edge(bin) + kernels::magnitude_edge(bin + 1)); }
@@ -74,35 +67,26 @@ bool has_row_range(Format format) {
          format == Format::kInt4Fp8 || format == Format::kNvfp4 || format == Format::kNvfp4WeightOnly;
 }
 
-Tensor mse_row_scales(const Encoding& encoding, const Tensor& weight, const LinearScales& scales) {
-  require(has_row_range(encoding.format), "a format whose weights have no scales by row");
-  const int64_t rows = weight.dim(0), unit = unit_of(encoding, weight), units = weight.numel() / std::max<int64_t>(1, unit);
+namespace {
+
+/// Of some rows, into `best`.
+void search_rows(const Encoding& encoding, const Tensor& weight, const LinearScales& scales, Tensor& best) {
   const bool nvfp4 = encoding.format == Format::kNvfp4 || encoding.format == Format::kNvfp4WeightOnly;
-  const bool in_groups = group_size(encoding) > 0;
-  Tensor best = minmax_row_scales(encoding, weight, scales);
-  if (rows == 0) return best;
-  const Tensor flat_weight = weight.reshaped({units, unit});
-  Tensor wide = Tensor::empty({units, unit}, DType::kF32), error = Tensor::empty({units, unit}, DType::kF32),
-         amaxes = Tensor::empty({units}, DType::kF32);
-  kernels::convert(flat_weight, wide);
-  kernels::row_amax(wide, amaxes);
+  // What has one scale is one row here.
+  const int64_t unit = group_size(encoding) > 0 ? group_size(encoding) : weight.dim(1), units = weight.numel() / unit;
+  const Tensor exact = kernels::converted(weight.reshaped({units, unit}), DType::kF32);
+  Tensor range = Tensor::empty({units, 1}, DType::kF32);
+  kernels::row_amax(exact, range);
   std::vector<double> least(static_cast<size_t>(units), -1), losses(least.size());
-  Encoding by_unit = encoding;
-  if (in_groups && !nvfp4) by_unit.group_size = unit;
+  Tensor spread = Tensor::zeros({units, unit}, DType::kF32);  // weights of which only the largest counts
   std::vector<float> ratios{1.0f, 0.95f, 0.9f, 0.85f, 0.8f, 0.75f, 0.7f, 0.65f, 0.6f, 0.55f, 0.5f, 0.45f, 0.4f};
   if (nvfp4) ratios.insert(ratios.end(), {1.1f, 1.2f, 1.3f, 1.4f, 1.5f});
   const int64_t word = dtype_bytes(best.dtype());
   for (const float ratio : ratios) {
-    // The scales that weights of this range would have: one unit is one row here.
-    Tensor range = Tensor::empty({units, unit}, DType::kF32);
-    std::fill_n(range.data<float>(), range.numel(), 0.0f);
-    for (int64_t u = 0; u < units; ++u) range.data<float>()[u * unit] = ratio * amaxes.data<float>()[u];
-    const Tensor candidate = minmax_row_scales(by_unit, range, scales);
-    const Tensor rounded = rounded_weight(by_unit, wide, candidate, scales);
-    std::copy_n(rounded.data<float>(), rounded.numel(), error.data<float>());
-    float* e = error.data<float>();
-    const float* w = wide.data<float>();
-    for (int64_t i = 0; i < error.numel(); ++i) e[i] -= w[i];
+    for (int64_t u = 0; u < units; ++u) spread.data<float>()[u * unit] = ratio * range.data<float>()[u];
+    const Tensor candidate = minmax_row_scales(encoding, spread, scales);
+    Tensor error = rounded_weight(encoding, exact, candidate, scales);
+    kernels::subtract_in_place(error, exact);
     kernels::row_dots(error, error, losses);
     for (int64_t u = 0; u < units; ++u) {
       double& kept = least[static_cast<size_t>(u)];
@@ -110,6 +94,20 @@ Tensor mse_row_scales(const Encoding& encoding, const Tensor& weight, const Line
       kept = losses[static_cast<size_t>(u)];
       std::copy_n(candidate.raw() + u * word, word, best.raw() + u * word);
     }
+  }
+}
+
+}  // namespace
+
+Tensor mse_row_scales(const Encoding& encoding, const Tensor& weight, const LinearScales& scales) {
+  require(has_row_range(encoding.format), "a format whose weights have no scales by row");
+  constexpr int64_t kElements = int64_t{1} << 21;  // at a time: a few copies of them in f32 are 32 MiB
+  Tensor best = minmax_row_scales(encoding, weight, scales);
+  const int64_t rows = weight.dim(0), step = std::max<int64_t>(1, kElements / std::max<int64_t>(1, weight.dim(1)));
+  for (int64_t begin = 0; begin < rows; begin += step) {
+    const int64_t end = std::min(rows, begin + step);
+    Tensor part = best.rows(begin, end);
+    search_rows(encoding, weight.rows(begin, end), scales, part);
   }
   return best;
 }

@@ -84,8 +84,11 @@ struct Recipe {
   bool verify = true;
   bool report = true;
 
-  /// What becomes of smoothing factors: all | modelopt | none.
-  std::string fold() const { return !awq.fold.empty() ? awq.fold : engine == "tensorrt-llm" && dialect == "modelopt" ? "modelopt" : "all"; }
+  /// What becomes of smoothing factors: all | modelopt | none. By default TensorRT-LLM gets them beside the weights where it reads them.
+  std::string fold() const {
+    if (!awq.fold.empty()) return awq.fold;
+    return engine == "tensorrt-llm" && dialect == "modelopt" && format != "w4a16_nvfp4" ? "modelopt" : "all";
+  }
   /// Where a key was written, for errors: "recipe.yaml:14  quantization.format" or "command line  quantization.format".
   std::string where(const std::string& key) const;
   bool is_overridden(const std::string& key) const;

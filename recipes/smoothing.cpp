@@ -5,7 +5,6 @@
 #include <cmath>
 #include <map>
 
-#include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
 #include "kernels/search_ops.h"
 #include "recipes/minmax.h"
@@ -48,24 +47,14 @@ Tensor reciprocal(const Tensor& factors) {
 }
 
 Tensor norm_ratio(const Tensor& before, const Tensor& after, bool around_one) {
-  Tensor ratio = Tensor::empty(before.shape(), DType::kF32), divisor = Tensor::empty(before.shape(), DType::kF32);
-  kernels::convert(before, ratio);
-  kernels::convert(after, divisor);
+  const Tensor dividend = kernels::converted(before, DType::kF32), divisor = kernels::converted(after, DType::kF32);
+  Tensor ratio = Tensor::empty(before.shape(), DType::kF32);
   const float one = around_one ? 1.0f : 0.0f;
   for (int64_t c = 0; c < ratio.numel(); ++c) {
-    const float value = (ratio.data<float>()[c] + one) / (divisor.data<float>()[c] + one);
+    const float value = (dividend.data<float>()[c] + one) / (divisor.data<float>()[c] + one);
     ratio.data<float>()[c] = std::isfinite(value) && value > 0 ? value : 1.0f;
   }
   return ratio;
-}
-
-void multiply_columns(Tensor& x, const Tensor& factors) {
-  const int64_t n = x.dim(1);
-  const float* factor = factors.data<float>();
-  parallel_for(x.dim(0), [&](int64_t r) {
-    float* row = x.data<float>() + r * n;
-    for (int64_t c = 0; c < n; ++c) row[c] *= factor[c];
-  });
 }
 
 void merge_values(std::span<double> values, parallel::Communicator& ranks) {
@@ -132,7 +121,7 @@ void SmoothingLoss::evaluate(const Tensor& factors, std::span<double> losses) co
   scales.input_scale = input_scale(encoding, input_amax, "", unnoted);
   Tensor smoothed = Tensor::empty(rows_.shape(), DType::kF32);
   kernels::convert(rows_, smoothed);
-  multiply_columns(smoothed, factors);
+  kernels::scale_columns(smoothed, factors);
   const Tensor row_scales = minmax_row_scales(encoding, smoothed, scales);
   Tensor rounded = rounded_weight(encoding, smoothed, row_scales, scales);
   std::vector<double> found(static_cast<size_t>(count), 0);
@@ -141,28 +130,23 @@ void SmoothingLoss::evaluate(const Tensor& factors, std::span<double> losses) co
     // Both errors, of weights and of activations, in what the linear gives for the sampled tokens.
     Tensor x = Tensor::empty(input_.sample.shape(), DType::kF32);
     kernels::convert(input_.sample, x);
-    multiply_columns(x, reciprocal(factors));
+    kernels::scale_columns(x, reciprocal(factors));
     Encoding folded = encoding;
     folded.pre_quant_scale = false;
     fake_quantize_input(folded, scales, x);
     Tensor y = Tensor::empty(outputs_.shape(), DType::kF32);
     kernels::matmul(rounded, x, Tensor(), y);
-    const int64_t n = y.dim(1);
-    parallel_for(count, [&](int64_t r) {
-      for (int64_t t = 0; t < n; ++t) y.data<float>()[r * n + t] -= outputs_.data<float>()[r * n + t];
-    });
-    if (input_.sample_weights.defined()) multiply_columns(y, input_.sample_weights);
+    kernels::subtract_in_place(y, outputs_);
+    if (input_.sample_weights.defined()) kernels::scale_columns(y, input_.sample_weights);
     kernels::row_dots(y, y, mine);
     for (double& loss : mine) loss *= input_.sample_worth;
     return;
   }
-  multiply_columns(rounded, reciprocal(factors));
-  parallel_for(count, [&](int64_t r) {
-    for (int64_t c = 0; c < in; ++c) rounded.data<float>()[r * in + c] -= rows_.data<float>()[r * in + c];
-  });
+  kernels::scale_columns(rounded, reciprocal(factors));
+  kernels::subtract_in_place(rounded, rows_);
   std::fill(mine.begin(), mine.end(), 0.0);
   for (const GramBlock& block : input_.gram) {
-    const Tensor error = copy_columns(rounded, block.columns);
+    const Tensor error = columns_of(rounded, block.columns);
     Tensor product = Tensor::empty(error.shape(), DType::kF32);
     kernels::matmul(error, block.values, Tensor(), product);
     kernels::row_dots(error, product, found);

@@ -90,8 +90,6 @@ void merge_values(std::span<double> values, parallel::Communicator& ranks);
 /// both plus one for norms around one; 1 where that is no positive number.
 Tensor norm_ratio(const Tensor& before, const Tensor& after, bool around_one);
 
-/// x [T, K] f32 times factors [K] by column, in place.
-void multiply_columns(Tensor& x, const Tensor& factors);
 /// 1 / factors.
 Tensor reciprocal(const Tensor& factors);
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
 #include "kernels/search_ops.h"
 
@@ -32,42 +31,18 @@ const std::vector<float>& ratios_of(Format format) {
   return is_nvfp4(format) ? nvfp4 : int4;
 }
 
-/// out[r, i] = x[r, columns[i]].
-void gather_columns_of(const Tensor& x, const std::vector<int32_t>& columns, int64_t first, Tensor& out) {
-  const int64_t in = x.dim(1), count = out.dim(1);
-  parallel_for(x.dim(0), [&](int64_t r) {
-    const float* from = x.data<float>() + r * in + first;
-    float* to = out.data<float>() + r * count;
-    for (int64_t i = 0; i < count; ++i) to[i] = from[columns[static_cast<size_t>(i)]];
-  });
-}
-
-/// Columns [first, ...) of `out` become x.
-void place_columns(const Tensor& x, int64_t first, Tensor& out) {
-  const int64_t word = dtype_bytes(x.dtype());
-  parallel_for(x.dim(0),
-               [&](int64_t r) { std::copy_n(x.raw() + r * x.row_bytes(), x.row_bytes(), out.raw() + r * out.row_bytes() + first * word); });
-}
-
-void scatter_columns_of(const Tensor& x, const std::vector<int32_t>& columns, int64_t first, Tensor& out) {
-  const int64_t in = out.dim(1), count = x.dim(1);
-  parallel_for(x.dim(0), [&](int64_t r) {
-    const float* from = x.data<float>() + r * count;
-    float* to = out.data<float>() + r * in + first;
-    for (int64_t i = 0; i < count; ++i) to[columns[static_cast<size_t>(i)]] = from[i];
-  });
+Tensor in_order(const Tensor& x, const std::vector<int32_t>& columns) {
+  Tensor out = Tensor::empty({x.dim(0), static_cast<int64_t>(columns.size())}, DType::kF32);
+  kernels::gather_columns(x, columns, out);
+  return out;
 }
 
 /// G with rows and columns in that order.
 Tensor reordered(const Tensor& gram, const std::vector<int32_t>& order) {
-  const int64_t n = gram.dim(0);
-  Tensor out = Tensor::empty({n, n}, DType::kF32);
-  parallel_for(n, [&](int64_t i) {
-    const float* from = gram.data<float>() + static_cast<int64_t>(order[static_cast<size_t>(i)]) * n;
-    float* to = out.data<float>() + i * n;
-    for (int64_t j = 0; j < n; ++j) to[j] = from[order[static_cast<size_t>(j)]];
-  });
-  return out;
+  Tensor out = Tensor::empty(gram.shape(), DType::kF32);
+  const std::vector<int64_t> rows(order.begin(), order.end());
+  kernels::gather_rows(gram, rows, {}, out);
+  return in_order(out, order);
 }
 
 }  // namespace
@@ -102,7 +77,7 @@ Tensor solve_row_scales(const Encoding& encoding, const Tensor& weight, const Li
   const std::vector<float>& ratios = ratios_of(encoding.format);
   const int64_t group = group_size(encoding);
   for (const GramBlock& block : curvature.blocks()) {
-    const Tensor part = copy_columns(weight, block.columns);
+    const Tensor part = columns_of(weight, block.columns);
     const parallel::Range groups{block.columns.begin / group, block.columns.end / group};
     Tensor found = Tensor::empty({weight.dim(0), groups.size()}, row_scales.dtype());
     if (is_nvfp4(encoding.format))
@@ -112,7 +87,7 @@ Tensor solve_row_scales(const Encoding& encoding, const Tensor& weight, const Li
     if (curvature.blocks().size() == 1)
       row_scales = found;
     else
-      place_columns(found, groups.begin, row_scales);
+      kernels::place_columns(found, groups.begin, row_scales);
   }
   return stored_row_scales(encoding, row_scales);
 }
@@ -121,11 +96,9 @@ namespace {
 
 /// The step of every group, f32: what codes are multiplied by.
 Tensor steps_of(const Encoding& encoding, const Tensor& row_scales, const LinearScales& scales) {
+  if (!is_nvfp4(encoding.format)) return row_scales;
   Tensor steps = Tensor::empty(row_scales.shape(), DType::kF32);
-  if (is_nvfp4(encoding.format))
-    kernels::dequantize_fp8(row_scales, scales.weight_scale, steps);
-  else
-    kernels::convert(row_scales, steps);
+  kernels::dequantize_fp8(row_scales, scales.weight_scale, steps);
   return steps;
 }
 
@@ -143,9 +116,11 @@ kernels::StepGrid step_grid(const Encoding& encoding, const LinearScales& scales
   return {encoding.dialect == Dialect::kCompressedTensors ? Kind::kBF16 : Kind::kF32, 1.0f};
 }
 
-/// Columns [block] of `steps`, whose columns are groups of `group`.
+/// A copy of columns [block] of `steps`, whose columns are groups of `group`.
 Tensor steps_in(const Tensor& steps, const GramBlock& block, int64_t group) {
-  return copy_columns(steps, {block.columns.begin / group, block.columns.end / group});
+  Tensor mine = Tensor::empty({steps.dim(0), block.columns.size() / group}, DType::kF32);
+  kernels::slice_columns(steps, block.columns.begin / group, mine);
+  return mine;
 }
 
 }  // namespace
@@ -160,15 +135,14 @@ void solve_codes(const Encoding& encoding, Tensor& weight, Tensor& row_scales, c
     const GramBlock& block = curvature.blocks()[b];
     const Curvature::Factor& factor = curvature.factors()[b];
     const int64_t width = block.columns.size();
-    const Tensor target = copy_columns(weight, block.columns);
+    const Tensor target = columns_of(weight, block.columns);
     Tensor mine = steps_in(steps, block, group);
     std::vector<int32_t> step_in_order, step_of;
     for (const int32_t column : factor.order) step_in_order.push_back(static_cast<int32_t>(column / group));
     for (int64_t c = 0; c < width; ++c) step_of.push_back(static_cast<int32_t>(c / group));
-    Tensor codes = Tensor::empty({weight.dim(0), width}, DType::kF32), ordered = Tensor::empty(codes.shape(), DType::kF32);
-    gather_columns_of(target, factor.order, 0, ordered);
+    Tensor ordered = in_order(target, factor.order), codes = Tensor::empty(ordered.shape(), DType::kF32);
     kernels::error_feedback(ordered, factor.feedback, mine, step_in_order, grid);
-    scatter_columns_of(ordered, factor.order, 0, codes);
+    kernels::scatter_columns(ordered, factor.order, codes);
     codes = rounded_weight(encoding, codes, row_scales_of(encoding, mine, scales), scales);
     kernels::descend_codes(target, codes, block.values, mine, step_of, grid, kDescents);
     kernels::refit_steps(target, codes, block.values, group, step_grid(encoding, scales), 1, mine);
@@ -187,37 +161,9 @@ void solve_codes(const Encoding& encoding, Tensor& weight, Tensor& row_scales, c
       row_scales = found;
       return;
     }
-    place_columns(codes, block.columns.begin, weight);
-    place_columns(found, block.columns.begin / group, row_scales);
+    kernels::place_columns(codes, block.columns.begin, weight);
+    kernels::place_columns(found, block.columns.begin / group, row_scales);
   }
-}
-
-Tensor rounded_weight(const Encoding& encoding, const Tensor& weight, const Tensor& row_scales, const LinearScales& scales) {
-  Tensor rounded = Tensor::empty(weight.shape(), DType::kF32);
-  const int64_t rows = weight.dim(0), in = weight.dim(1);
-  if (is_nvfp4(encoding.format)) {
-    Tensor packed = Tensor::empty({rows, in / 2}, DType::kU8);
-    kernels::quantize_nvfp4_static(weight, row_scales, scales.weight_scale, packed);
-    kernels::dequantize_nvfp4(packed, row_scales, scales.weight_scale, rounded);
-    return rounded;
-  }
-  if (encoding.format == Format::kFp8Channels) {
-    Tensor codes = Tensor::empty({rows, in}, DType::kF8E4M3);
-    kernels::quantize_fp8_rows(weight, row_scales, codes);
-    kernels::dequantize_fp8_rows(codes, row_scales, rounded);
-    return rounded;
-  }
-  Tensor codes = Tensor::empty({rows, in}, DType::kI8);
-  if (encoding.format == Format::kInt8 || encoding.format == Format::kInt8WeightOnly) {
-    kernels::quantize_int8_rows(weight, row_scales, codes);
-    kernels::dequantize_int8_rows(codes, row_scales, rounded);
-    return rounded;
-  }
-  require(is_solvable(encoding.format), "a format whose rounding no search knows");
-  kernels::quantize_int4_groups(weight, row_scales, group_size(encoding), codes);
-  if (encoding.format == Format::kInt4Fp8) std::replace(codes.data<int8_t>(), codes.data<int8_t>() + codes.numel(), int8_t{-8}, int8_t{-7});
-  kernels::dequantize_int4_groups(codes, row_scales, group_size(encoding), rounded);
-  return rounded;
 }
 
 }  // namespace ptq::recipes

@@ -44,7 +44,4 @@ Tensor solve_row_scales(const Encoding& encoding, const Tensor& weight, const Li
 /// `row_scales` are those of solve_row_scales on entry and fitted to the codes afterwards. First error feedback, then descent code by
 /// code, the scales fitted to the codes, and descent again: each lowers the same loss. The curvature has its factors.
 void solve_codes(const Encoding& encoding, Tensor& weight, Tensor& row_scales, const LinearScales& scales, const Curvature& curvature);
-/// The weight that is stored for `weight` under these scales, [rows, in] f32.
-Tensor rounded_weight(const Encoding& encoding, const Tensor& weight, const Tensor& row_scales, const LinearScales& scales);
-
 }  // namespace ptq::recipes

@@ -47,6 +47,7 @@ Calibration::Calibration(const SourceModel& source, const recipes::Recipe& recip
       statistics_plan_(std::move(statistics)),
       reused_(statistics_plan_.reused),
       tokens_(reused_ ? reused_->tokens() : std::accumulate(row_lengths.begin(), row_lengths.end(), int64_t{0})),
+      longest_row_(row_lengths.empty() ? 0 : *std::max_element(row_lengths.begin(), row_lengths.end())),
       observer_(recipes::kv_format(recipe.kv_cache) == recipes::KvFormat::kNvfp4Affine, recipe.range.activations != "amax"),
       collector_(collector_options(row_lengths), seconds_) {
   for (const auto& layer : source.spec.layers) {

@@ -135,6 +135,7 @@ class Calibration : public SweepClient, private layers::LayerHooks {
   StatisticsPlan statistics_plan_;
   ReusedStatistics* reused_;  ///< or nullptr
   int64_t tokens_;            ///< of all ranks
+  int64_t longest_row_;       ///< in tokens
   recipes::Observer observer_;
   std::map<int64_t, recipes::LayerSmoothing> smoothing_;           ///< by layer index
   std::map<int64_t, std::vector<layers::SmoothingGroup>> groups_;  ///< the layer's, whether they are smoothed or not

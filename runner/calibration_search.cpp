@@ -101,6 +101,7 @@ int64_t Calibration::statistics_bytes(const layers::LayerSpec& layer) const {
     kept += recipes::ActivationCollector::bytes(kept_of_it, channels, mesh_.stage().size(), operand);
     const int64_t whole = kept_of_it.gram ? recipes::Gram::bytes(channels, 1) * 2 : 0;
     largest = std::max(largest, whole);
+    if (mesh_.data().size() > 1) largest = std::max(largest, longest_row_ * channels * dtype_bytes(operand));
     if (!smoothing(layer).find(group.input_group)) continue;
     // While a group is solved: its Gram matrix whole, once more in the order of feedback, and this rank's rows three times in f32.
     int64_t rows = 0;
@@ -219,16 +220,7 @@ void Calibration::write_searched_experts(const ExpertChunk& chunk) {
   const layers::LayerSpec& layer = *chunk.layer;
   ExpertSolver& solver = expert_solvers_.at(layer.index);
   const recipes::LayerStatistics& statistics = settled_.at(layer.index);
-  const auto scales_of = [&](int linear) {
-    const layers::LinearSpec& spec = layer.linears[static_cast<size_t>(linear)];
-    float amax = 0;
-    for (size_t i = 0; i < layer.linears.size(); ++i)
-      if (layer.linears[i].scale_group == spec.scale_group) amax = std::max(amax, statistics.weight_amax[i]);
-    std::vector<recipes::ScaleNote> noted_with_the_layer;
-    recipes::LinearScales scales;
-    scales.weight_scale = recipes::weight_scale(encoding_of(layer, linear), amax, spec.module, noted_with_the_layer);
-    return scales;
-  };
+  const auto scales_of = [&](int linear) { return recipes::weight_scales(layer, plan_.decisions, statistics, linear); };
   for (int64_t e = chunk.owned.begin; e < chunk.owned.end; ++e) {
     const auto& specs = chunk.specs_of(e);
     for (size_t i = 0; i < specs.size(); ++i) {
@@ -247,6 +239,10 @@ void Calibration::write_searched_experts(const ExpertChunk& chunk) {
       expert_notes_.push_back({layer.moe()->module + "." + std::to_string(e),
                                "fewer tokens than channels reached it: its weights are rounded without error feedback"});
   }
+  // The layer's last chunk: nothing of it is asked for again.
+  if (chunk.experts.end < static_cast<int64_t>(layer.moe()->experts.size())) return;
+  expert_solvers_.erase(layer.index);
+  settled_.erase(layer.index);
 }
 
 }  // namespace ptq::runner

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
 #include "kernels/search_ops.h"
 
@@ -142,14 +141,11 @@ recipes::InputStatistics TokenInputs::read(int expert, bool down, const recipes:
     input.sample_worth = static_cast<double>(tokens) / static_cast<double>(count);
   }
   if (!needs.gram) return input;
-  Tensor weighted = Tensor::empty(x.shape(), DType::kF32);
-  kernels::convert(x, weighted);
-  parallel_for(tokens, [&](int64_t r) {
-    for (int64_t c = 0; c < channels; ++c) weighted.data<float>()[r * channels + c] *= weights[r];
-  });
+  Tensor weighted = kernels::converted(x, DType::kF32);
+  kernels::scale_rows(weighted, seen.weights);
   for (const parallel::Range& columns : recipes::gram_blocks(channels)) {
     recipes::GramBlock block{columns, Tensor::zeros({columns.size(), columns.size()}, DType::kF32)};
-    kernels::gram_add(recipes::copy_columns(weighted, columns), 0, columns.size(), block.values);
+    kernels::gram_add(recipes::columns_of(weighted, columns), 0, columns.size(), block.values);
     kernels::gram_complete(block.values);
     input.gram.push_back(std::move(block));
   }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
 #include "kernels/search_ops.h"
 
@@ -12,19 +11,6 @@ namespace ptq::runner {
 namespace {
 
 using recipes::GroupPlan;
-
-Tensor to_f32(const Tensor& x) {
-  Tensor out = Tensor::empty(x.shape(), DType::kF32);
-  kernels::convert(x, out);
-  return out;
-}
-
-void multiply_rows(Tensor& x, const Tensor& factors) {
-  const int64_t n = x.dim(1);
-  parallel_for(x.dim(0), [&](int64_t r) {
-    for (int64_t c = 0; c < n; ++c) x.data<float>()[r * n + c] *= factors.data<float>()[r];
-  });
-}
 
 Tensor column_amax_of(const Tensor& x) {
   Tensor amax = Tensor::zeros({x.dim(1)}, DType::kF32);
@@ -83,6 +69,11 @@ bool ExpertSolver::searches(int linear) const {
   return plan_->rule == recipes::SmoothingRule::kAwq && recipes::is_solvable(encoding(linear).format);
 }
 
+recipes::InputNeeds ExpertSolver::tried_needs(int linear, bool tries) const {
+  const bool by_tokens = recipes::counts_activations(encoding(linear).format);
+  return {true, tries && !by_tokens, tries && by_tokens};
+}
+
 std::vector<int> ExpertSolver::feeding(int expert) const { return feeding_linears(moe_, expert); }
 
 void ExpertSolver::look(const ExpertChunk& chunk, std::unique_ptr<ExpertInputs> inputs, const recipes::InputStatistics& input,
@@ -107,8 +98,8 @@ void ExpertSolver::look(const ExpertChunk& chunk, std::unique_ptr<ExpertInputs> 
     const Tensor& down = matrices.of(linears, linears.down).weight;
     const Tensor down_amax = column_amax_of(down);
     if (seen.tokens > 0) {
-      const bool counted = recipes::counts_activations(encoding(linears.down).format);
-      const recipes::InputStatistics inner = inputs->read(expert, true, {true, plan_->searched, counted && plan_->searched});
+      const bool tries = plan_->searched && smoothing_.experts_down != GroupPlan::Place::kNone;
+      const recipes::InputStatistics inner = inputs->read(expert, true, tried_needs(linears.down, tries));
       if (smoothing_.experts_down != GroupPlan::Place::kNone) {
         if (plan_->searched) {
           const recipes::SmoothedWeight weight{encoding(linears.down), down, 0, down.dim(0), down_amax};
@@ -120,7 +111,7 @@ void ExpertSolver::look(const ExpertChunk& chunk, std::unique_ptr<ExpertInputs> 
           seen.down_factors = recipes::smoothing_factors(plan_->rule, inner, down_amax, {}, {recipe_.smoothquant.alpha, 0.0});
         }
         if (smoothing_.experts_down == GroupPlan::Place::kStored)
-          seen.down_factors = recipes::reciprocal(to_f32(stored_form(seen.down_factors)));
+          seen.down_factors = recipes::reciprocal(kernels::converted(stored_form(seen.down_factors), DType::kF32));
       }
       amaxes_[at(expert, 1)] = scaled_amax(inner.amax, seen.down_factors, true);
     }
@@ -128,9 +119,8 @@ void ExpertSolver::look(const ExpertChunk& chunk, std::unique_ptr<ExpertInputs> 
     recipes::InputStatistics read;
     Tensor read_amax;
     if (seen.tokens > 0) {
-      const bool counted = recipes::counts_activations(encoding(feeding(expert).front()).format);
       const bool tries = plan_->searched && plan_->place != GroupPlan::Place::kNone;
-      read = inputs->read(expert, false, {true, tries, tries && counted});
+      read = inputs->read(expert, false, tried_needs(feeding(expert).front(), tries));
       read_amax = read.amax;
       read.amax = tries ? input.amax : Tensor();
     }
@@ -139,8 +129,8 @@ void ExpertSolver::look(const ExpertChunk& chunk, std::unique_ptr<ExpertInputs> 
       const layers::Fold fold = layers::expert_fold(layer_, expert);
       Tensor stored = weight;
       if (smoothing_.experts_down == GroupPlan::Place::kFolded && seen.down_factors.defined() && fold.linear == linear) {
-        stored = to_f32(weight);
-        multiply_rows(stored, row_factors(fold, stored.dim(0), seen.down_factors));
+        stored = kernels::converted(weight, DType::kF32);
+        kernels::scale_rows(stored, row_factors(fold, stored.dim(0), seen.down_factors));
       }
       const Tensor amax = column_amax_of(stored);
       for (size_t s = 0; s < alphas_.size(); ++s) {
@@ -220,10 +210,10 @@ void ExpertSolver::write(int expert, layers::ExpertWeights weights, const std::f
                                      columns.defined() ? recipes::reciprocal(columns) : Tensor());
     std::vector<Tensor> matrices, row_scales;
     for (const int linear : members) {
-      Tensor weight = to_f32(weights.of(linears, linear).weight);
-      if (columns.defined()) recipes::multiply_columns(weight, columns);
+      Tensor weight = kernels::converted(weights.of(linears, linear).weight, DType::kF32);
+      if (columns.defined()) kernels::scale_columns(weight, columns);
       if (smoothing_.experts_down == GroupPlan::Place::kFolded && seen.down_factors.defined() && fold.linear == linear)
-        multiply_rows(weight, row_factors(fold, weight.dim(0), seen.down_factors));
+        kernels::scale_rows(weight, row_factors(fold, weight.dim(0), seen.down_factors));
       Tensor found;
       const recipes::Stopwatch watch(seconds_.scales);
       if (searched) found = recipes::solve_row_scales(encoding(linear), weight, scales(linear), curvature, recipe_.awq.clip);

@@ -44,6 +44,8 @@ class ExpertSolver {
     int64_t tokens = 0;
     Tensor down_factors;  ///< [I] f32 or undefined
   };
+  /// What the losses of factors are counted by: a sample of tokens where the format rounds activations, else the Gram matrix.
+  recipes::InputNeeds tried_needs(int linear, bool tries) const;
   std::vector<int> feeding(int expert) const;
   const recipes::Encoding& encoding(int linear) const;
   bool searches(int linear) const;

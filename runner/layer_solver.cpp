@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
 #include "kernels/search_ops.h"
 
@@ -12,19 +11,6 @@ namespace ptq::runner {
 namespace {
 
 using recipes::GroupPlan;
-
-Tensor to_f32(const Tensor& x) {
-  Tensor out = Tensor::empty(x.shape(), DType::kF32);
-  kernels::convert(x, out);
-  return out;
-}
-
-Tensor to_dtype(const Tensor& x, DType dtype) {
-  if (dtype == DType::kF32) return x;
-  Tensor out = Tensor::empty(x.shape(), dtype);
-  kernels::convert(x, out);
-  return out;
-}
 
 float amax_of(const Tensor& x) { return x.numel() > 0 ? kernels::amax(x).value : 0.0f; }
 
@@ -38,7 +24,7 @@ float divided_amax(const Tensor& amax, const Tensor& factors) {
 
 }  // namespace
 
-Tensor stored_form(const Tensor& factors) { return to_dtype(recipes::reciprocal(factors), DType::kBF16); }
+Tensor stored_form(const Tensor& factors) { return kernels::converted(recipes::reciprocal(factors), DType::kBF16); }
 
 LayerSolver::LayerSolver(const LayerTensors& tensors, const recipes::LayerSmoothing& smoothing, const Decisions& decisions,
                          const recipes::Recipe& recipe, parallel::Communicator& stage, recipes::InputSource& inputs,
@@ -144,14 +130,13 @@ Tensor LayerSolver::weight_magnitudes(const GroupPlan& plan, const std::vector<r
 
 Tensor LayerSolver::apply(const GroupPlan& plan, const Tensor& factors) {
   const layers::SmoothingGroup& group = plan.group;
-  Tensor exact = to_f32(factors);
+  Tensor exact = kernels::converted(factors, DType::kF32);
   float* f = exact.data<float>();
   const int64_t channels = exact.numel();
   if (plan.place == GroupPlan::Place::kStored) {
     const Tensor stored = stored_form(factors);
     stored_[group.input_group] = stored;
-    for (const int linear : group.linears) stored_[layer_.linears[static_cast<size_t>(linear)].input_group] = stored;
-    return recipes::reciprocal(to_f32(stored));
+    return recipes::reciprocal(kernels::converted(stored, DType::kF32));
   }
   if (group.fold.kind == layers::Fold::Kind::kRows) {
     Tensor& rows = rows_[group.fold.linear];
@@ -166,9 +151,9 @@ Tensor LayerSolver::apply(const GroupPlan& plan, const Tensor& factors) {
     const layers::LinearSpec& maker = layer_.linears[static_cast<size_t>(group.fold.linear)];
     if (maker.has_bias) {
       const Tensor& bias = tensors_.slices.at(maker.tensor(".bias"));
-      Tensor scaled = to_f32(bias);
+      Tensor scaled = kernels::converted(bias, DType::kF32);
       for (int64_t r = 0; r < scaled.numel(); ++r) scaled.data<float>()[r] *= rows.data<float>()[r];
-      replaced_[maker.tensor(".bias")] = to_dtype(scaled, bias.dtype());
+      replaced_[maker.tensor(".bias")] = kernels::converted(scaled, bias.dtype());
     }
     return exact;
   }
@@ -177,23 +162,23 @@ Tensor LayerSolver::apply(const GroupPlan& plan, const Tensor& factors) {
   const bool around_one = norm.kind == layers::NormSpec::Kind::kLayerNorm1p;
   const float one = around_one ? 1.0f : 0.0f;
   const Tensor& weight = tensors_.slices.at(norm.module + ".weight");
-  Tensor divided = to_f32(weight);
+  Tensor divided = kernels::converted(weight, DType::kF32);
   for (int64_t c = 0; c < channels; ++c) divided.data<float>()[c] = (divided.data<float>()[c] + one) / f[c] - one;
-  replaced_[norm.module + ".weight"] = to_dtype(divided, weight.dtype());
+  replaced_[norm.module + ".weight"] = kernels::converted(divided, weight.dtype());
   exact = recipes::norm_ratio(weight, replaced_.at(norm.module + ".weight"), around_one);
   f = exact.data<float>();
   if (norm.kind == layers::NormSpec::Kind::kLayerNorm1p) {
     const Tensor& bias = tensors_.slices.at(norm.module + ".bias");
-    Tensor divided_bias = to_f32(bias);
+    Tensor divided_bias = kernels::converted(bias, DType::kF32);
     for (int64_t c = 0; c < channels; ++c) divided_bias.data<float>()[c] /= f[c];
-    replaced_[norm.module + ".bias"] = to_dtype(divided_bias, bias.dtype());
+    replaced_[norm.module + ".bias"] = kernels::converted(divided_bias, bias.dtype());
   }
   if (group.feeds_experts) {
     const std::string name = layer_.moe()->router.module + ".weight";
     const Tensor& router = tensors_.slices.at(name);
-    Tensor scaled = to_f32(router);
-    recipes::multiply_columns(scaled, exact);
-    replaced_[name] = to_dtype(scaled, router.dtype());
+    Tensor scaled = kernels::converted(router, DType::kF32);
+    kernels::scale_columns(scaled, exact);
+    replaced_[name] = kernels::converted(scaled, router.dtype());
   }
   return exact;
 }
@@ -217,7 +202,7 @@ void LayerSolver::solve_group(const GroupPlan& plan, const ExpertLosses& experts
       chosen.exponents.alpha = recipe_.smoothquant.alpha;
       chosen.factors = recipes::smoothing_factors(plan.rule, input, magnitudes, ties, chosen.exponents);
     }
-    choices_.push_back({linears.empty() ? layer_.moe()->module : layer_.linears[static_cast<size_t>(linears.front())].module,
+    choices_.push_back({layer_.index, linears.empty() ? layer_.moe()->module : layer_.linears[static_cast<size_t>(linears.front())].module,
                         chosen.exponents, chosen.loss, chosen.plain_loss});
     columns = apply(plan, chosen.factors);
     if (plan.group.feeds_experts) expert_factors_ = {columns, chosen.exponents.alpha};
@@ -233,16 +218,12 @@ void LayerSolver::solve_group(const GroupPlan& plan, const ExpertLosses& experts
 }
 
 Tensor LayerSolver::transformed(int linear, const Tensor& columns) const {
-  Tensor weight = to_f32(*share_of(linear));
-  if (columns.defined() && weight.dim(0) > 0) recipes::multiply_columns(weight, columns);
+  Tensor weight = kernels::converted(*share_of(linear), DType::kF32);
+  if (columns.defined() && weight.dim(0) > 0) kernels::scale_columns(weight, columns);
   const Tensor rows = row_factors(linear);
   if (!rows.defined()) return weight;
-  const int64_t first = first_row_of(linear), in = weight.dim(1);
-  parallel_for(weight.dim(0), [&](int64_t r) {
-    const float factor = rows.data<float>()[first + r];
-    float* row = weight.data<float>() + r * in;
-    for (int64_t c = 0; c < in; ++c) row[c] *= factor;
-  });
+  const int64_t first = first_row_of(linear);
+  kernels::scale_rows(weight, rows.rows(first, first + weight.dim(0)));
   return weight;
 }
 
@@ -252,17 +233,7 @@ void LayerSolver::merge_weight_amax(const std::vector<int>& linears, const std::
   for (size_t i = 0; i < linears.size(); ++i) statistics_->weight_amax[static_cast<size_t>(linears[i])] = amaxes[i];
 }
 
-recipes::LinearScales LayerSolver::scales_of(int linear) const {
-  const layers::LinearSpec& spec = layer_.linears[static_cast<size_t>(linear)];
-  float amax = statistics_->weight_amax[static_cast<size_t>(linear)];
-  if (recipes::info(encoding(linear).format).shares_weight_scale)
-    for (size_t i = 0; i < layer_.linears.size(); ++i)
-      if (layer_.linears[i].scale_group == spec.scale_group) amax = std::max(amax, statistics_->weight_amax[i]);
-  std::vector<recipes::ScaleNote> noted_with_the_layer;
-  recipes::LinearScales scales;
-  scales.weight_scale = recipes::weight_scale(encoding(linear), amax, spec.module, noted_with_the_layer);
-  return scales;
-}
+recipes::LinearScales LayerSolver::scales_of(int linear) const { return recipes::weight_scales(layer_, decisions_, *statistics_, linear); }
 
 void LayerSolver::write_group(const std::vector<int>& linears, const Tensor& columns, recipes::Curvature& curvature) {
   std::vector<Tensor> weights;

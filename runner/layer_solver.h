@@ -27,6 +27,7 @@ struct SolvedFactors {
 
 /// What was chosen for one group.
 struct GroupChoice {
+  int64_t layer = 0;
   std::string module;  ///< the first linear that reads the group, or the experts
   recipes::Exponents exponents;
   double loss = 0, plain_loss = 0;  ///< with the factors, and without; 0: nothing was tried

@@ -12,10 +12,12 @@
 #include "recipes/version.h"
 #include "runner/calibration.h"
 #include "runner/calibration_rows.h"
+#include "runner/copied_tensors.h"
 #include "runner/machine.h"
 #include "runner/mesh_shape.h"
 #include "runner/publication.h"
 #include "runner/run_identity.h"
+#include "runner/run_report.h"
 #include "runner/verify.h"
 
 namespace ptq::runner {
@@ -24,7 +26,6 @@ namespace {
 
 using checkpoint::Json;
 using parallel::Communicator;
-using parallel::Range;
 
 recipes::Recipe read_recipe(Communicator& world, const QuantizeOptions& options) {
   std::string text;
@@ -41,45 +42,6 @@ recipes::Recipe read_recipe(Communicator& world, const QuantizeOptions& options)
   recipes::Recipe recipe;
   world.together([&] { recipe = recipes::parse_recipe(text, options.recipe_path, options.overrides); });
   return recipe;
-}
-
-/// Tensors outside the layers, cut in pieces of rows over all ranks, straight from the source to the output.
-void copy_rest(const SourceModel& source, const ExportPlan& plan, const parallel::Mesh& mesh, OutputStream& output) {
-  constexpr int64_t kPiece = int64_t{16} << 20;
-  std::vector<LoadUnit> units;
-  for (const std::string& name : plan.copied) {
-    const checkpoint::TensorEntry& entry = source.reader->at(name);
-    const int64_t rows = entry.shape.empty() ? 1 : entry.shape[0];
-    if (rows == 0 || entry.bytes == 0) continue;
-    const Range share = world_share(rows, mesh);
-    const int64_t step = std::max<int64_t>(1, kPiece / (entry.bytes / rows));
-    for (int64_t begin = share.begin; begin < share.end; begin += step)
-      units.push_back({{&entry, {begin, std::min(share.end, begin + step)}}});
-  }
-  const std::vector<LoadUnit> pieces = units;
-  WeightLoader loader(*source.reader, std::move(units), 2 * kPiece);
-  mesh.world().together([&] {
-    for (const LoadUnit& piece : pieces) {
-      const Tensor rows = loader.take().front();
-      const checkpoint::TensorEntry& entry = *piece.front().tensor;
-      checked_amax(rows, entry.name, source.reader->folder() + "/" + entry.file);
-      output.push(entry.name, piece.front().rows.begin * rows.row_bytes(), rows);
-    }
-  });
-}
-
-/// What a reader of the output must know of tensors outside the decoder that are still in the publisher's FP8; "" where there are none.
-std::string native_leftovers(const SourceModel& source, const ExportPlan& plan) {
-  if (plan.metadata.dialect == recipes::Dialect::kDeepseekFp8) return "";  // its words mean them too
-  int64_t count = 0;
-  std::string first;
-  for (const std::string& name : plan.copied)
-    if (source.reader->at(name).dtype == DType::kF8E4M3 && source.reader->find(name + "_scale_inv") && ++count == 1) first = name;
-  if (count == 0) return "";
-  return fmt::format(
-      "{} weights outside the decoder, {} the first, are copied byte for byte in the publisher's FP8 blocks: a server must not "
-      "load them as plain weights (multi-token prediction: leave it off, or take it from the source)",
-      count, first);
 }
 
 /// Everything from the plan on: what fails here takes the work folder with it.
@@ -101,10 +63,8 @@ class Job {
   std::string describe_activations() const;
   void calibrate_and_write(const parallel::Mesh& mesh);
   /// Every stage's coverage on every rank; throws when it is less than the recipe asks for. Collective.
-  void gather_coverage(const std::vector<recipes::LayerCoverage>& mine);
+  void check_coverage(const std::vector<recipes::LayerCoverage>& mine);
   void publish();
-  Json report() const;
-  Json manifest() const;
 
   Communicator& world_;
   parallel::Session& session_;
@@ -116,48 +76,46 @@ class Job {
   std::vector<std::vector<int32_t>> rows_;
   int64_t tokens_ = 0;                             ///< of all rows
   std::map<std::string, std::string> attributes_;  ///< of the statistics
-  parallel::MeshShape shape_;
-  std::string fingerprint_, data_fingerprint_, work_;
+  RunRecord record_;
+  std::string work_;
   bool owns_work_ = false, forward_ = false;
   checkpoint::Fd lock_;  ///< of the work folder, on rank 0
   checkpoint::Stats stats_;
-  std::vector<recipes::ScaleNote> notes_;
-  std::vector<recipes::LayerCoverage> coverage_;
-  Json choices_ = Json::array();  ///< of smoothing, by group
-  VerifyResult verified_;
 };
 
 bool Job::prepare() {
   world_.together([&] {
     source_ = open_source(recipe_.model_path);
     check_tensors(source_);
-    shape_ = mesh_shape(source_.spec, recipe_, world_.size());
+    record_.shape = mesh_shape(source_.spec, recipe_, world_.size());
     plan_ = plan_export(source_, recipe_);
   });
   log_.line(fmt::format("{}: {} with {} layers, {} in {} tensors", recipe_.model_path, source_.spec.family, source_.spec.layers.size(),
                         human_bytes(static_cast<double>(source_.weight_bytes)), source_.reader->tensors().size()));
   find_activations();
-  fingerprint_ = checkpoint::sha256_text(recipes::to_yaml(recipe_, false) + source_.fingerprint + data_fingerprint_ + recipes::kProgram);
+  record_.fingerprint =
+      checkpoint::sha256_text(recipes::to_yaml(recipe_, false) + source_.fingerprint + record_.data_fingerprint + recipes::kProgram);
   log_.event("plan", {{"family", source_.spec.family},
                       {"layers", source_.spec.layers.size()},
                       {"source_bytes", source_.weight_bytes},
                       {"output_bytes", plan_.layout.tensor_bytes()},
                       {"ranks", world_.size()},
-                      {"data", shape_.data},
-                      {"pipeline", shape_.pipeline},
-                      {"tensor", shape_.tensor},
-                      {"expert", shape_.expert},
+                      {"data", record_.shape.data},
+                      {"pipeline", record_.shape.pipeline},
+                      {"tensor", record_.shape.tensor},
+                      {"expert", record_.shape.expert},
                       {"threads", num_threads()},
                       {"matmul", kernels::to_string(kernels::matmul_kernel())},
                       {"samples", rows_.size()},
                       {"tokens", tokens_},
-                      {"reused", reused_ ? reused_->path() : ""}});
-  log_.line(fmt::format("{} rank(s): data {} × pipeline {} × tensor {}{}, {} thread(s) each, {} arithmetic{}", world_.size(), shape_.data,
-                        shape_.pipeline, shape_.tensor, shape_.expert > 1 ? fmt::format(", experts over {}", shape_.expert) : "",
-                        num_threads(), kernels::to_string(kernels::matmul_kernel()), describe_activations()));
+                      {"reused", record_.reused}});
+  log_.line(fmt::format("{} rank(s): data {} × pipeline {} × tensor {}{}, {} thread(s) each, {} arithmetic{}", world_.size(),
+                        record_.shape.data, record_.shape.pipeline, record_.shape.tensor,
+                        record_.shape.expert > 1 ? fmt::format(", experts over {}", record_.shape.expert) : "", num_threads(),
+                        kernels::to_string(kernels::matmul_kernel()), describe_activations()));
 
   int64_t complete = 0;
-  world_.on_root([&] { complete = check_output_folder(recipe_, fingerprint_) ? 1 : 0; });
+  world_.on_root([&] { complete = check_output_folder(recipe_, record_.fingerprint) ? 1 : 0; });
   world_.broadcast(&complete, sizeof(complete), 0);
   if (complete) {
     log_.line(recipe_.output_path + " is complete already, made from this very recipe: nothing to do");
@@ -173,17 +131,19 @@ void Job::find_activations() {
     if (!recipe_.reuse.empty()) reused_ = std::make_unique<ReusedStatistics>(recipe_, source_.fingerprint, searches);
     forward_ = needed && !reused_;
     if (forward_ || (reused_ && !recipe_.calibration_data.empty())) rows_ = read_rows(recipe_, source_);
-    data_fingerprint_ = rows_fingerprint(rows_);
+    record_.data_fingerprint = rows_fingerprint(rows_);
     if (!reused_) return;
-    if (!recipe_.calibration_data.empty() && data_fingerprint_ != reused_->data_fingerprint())
+    if (!recipe_.calibration_data.empty() && record_.data_fingerprint != reused_->data_fingerprint())
       throw user_error("the statistics in calibration.reuse are of other data than calibration.data",
                        recipe_.where("calibration.data") + ", " + reused_->path(),
                        "name the data they are of, or none, or calibrate again without calibration.reuse");
-    data_fingerprint_ = reused_->data_fingerprint();
+    record_.data_fingerprint = reused_->data_fingerprint();
     rows_.clear();
   });
   for (const auto& row : rows_) tokens_ += static_cast<int64_t>(row.size());
-  attributes_ = run_attributes(recipe_, source_.fingerprint, data_fingerprint_, static_cast<int64_t>(rows_.size()), tokens_);
+  record_.rows = reused_ ? reused_->rows() : static_cast<int64_t>(rows_.size());
+  if (reused_) record_.reused = reused_->path();
+  attributes_ = run_attributes(recipe_, source_.fingerprint, record_.data_fingerprint, static_cast<int64_t>(rows_.size()), tokens_);
   if (!reused_) return;
   const std::string keeps_gram = recipe_.keep_gram ? "true" : "false";
   attributes_ = reused_->all().attributes;
@@ -210,17 +170,18 @@ void Job::run() {
     checkpoint::ShardWriter::create(work_, plan_.layout);
   });
   log_.keep_in(work_ + "/ptq-runner/run.jsonl");
-  const parallel::Mesh mesh = parallel::Mesh::make(world_, shape_);
+  const parallel::Mesh mesh = parallel::Mesh::make(world_, record_.shape);
   calibrate_and_write(mesh);
   world_.on_root([&] { write_companions(work_, source_, plan_); });
   log_.event("written", {{"peak_bytes", peak_resident_bytes()}});
   if (recipe_.verify) {
-    verified_ = verify_export(work_, recipe_.model_path, &plan_.layout, world_);
-    log_.event("verified", {{"checks", verified_.checks}, {"failures", verified_.failures}, {"peak_bytes", peak_resident_bytes()}});
-    if (!verified_.failures.empty()) {
-      for (const auto& failure : verified_.failures) log_.warning(failure);
+    const VerifyResult verified = verify_export(work_, recipe_.model_path, &plan_.layout, world_);
+    record_.verified_checks = verified.checks;
+    log_.event("verified", {{"checks", verified.checks}, {"failures", verified.failures}, {"peak_bytes", peak_resident_bytes()}});
+    if (!verified.failures.empty()) {
+      for (const auto& failure : verified.failures) log_.warning(failure);
       throw parallel::AgreedError(Error(
-          ErrorKind::kCheck, fmt::format("verification failed: {} ({} failures)", verified_.failures.front(), verified_.failures.size()),
+          ErrorKind::kCheck, fmt::format("verification failed: {} ({} failures)", verified.failures.front(), verified.failures.size()),
           recipe_.output_path, "the output was not kept; check the disk, then run again"));
     }
   }
@@ -237,7 +198,7 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
   options.hidden = options.operand;
   options.host_memory = recipe_.host_memory > 0 ? recipe_.host_memory : default_host_memory(session_.local_ranks());
   options.scratch = recipe_.scratch.empty() ? work_ : recipe_.scratch;
-  Sweep sweep(source_.spec, *source_.reader, mesh, TokenRows::dealt(rows_, shape_.data, mesh.data_rank()), options);
+  Sweep sweep(source_.spec, *source_.reader, mesh, TokenRows::dealt(rows_, record_.shape.data, mesh.data_rank()), options);
 
   constexpr int64_t kQueue = int64_t{16} << 20;
   OutputStream output(checkpoint::ShardWriter::open(work_, plan_.layout), kQueue);
@@ -269,7 +230,7 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
   if (sweep.streamed_experts() > 0)
     log_.line(fmt::format("a layer's experts did not fit into memory.host: {} at a time", sweep.streamed_experts()));
   world_.agree(calibration.error());
-  gather_coverage(mesh.stage().rank() == 0 ? calibration.coverage() : std::vector<recipes::LayerCoverage>{});
+  check_coverage(mesh.stage().rank() == 0 ? calibration.coverage() : std::vector<recipes::LayerCoverage>{});
   calibration.quantize_head(sweep);
   const recipes::SearchSeconds& search = calibration.search_seconds();
   log_.event("search", {{"gram_seconds", search.gram},
@@ -289,89 +250,29 @@ void Job::calibrate_and_write(const parallel::Mesh& mesh) {
   if (mesh.stage().rank() == 0)
     for (const auto& note : calibration.notes()) notes += note.module + "\t" + note.note + "\n";
   for (const auto& note : calibration.expert_notes()) notes += note.module + "\t" + note.note + "\n";
-  notes_ = parse_notes(world_.gather_texts(notes));
-  Json choices = Json::array();
-  if (mesh.stage().rank() == 0)
-    for (const GroupChoice& choice : calibration.choices())
-      choices.push_back({{"module", choice.module},
-                         {"alpha", choice.exponents.alpha},
-                         {"beta", choice.exponents.beta},
-                         {"loss", choice.loss},
-                         {"loss_unsmoothed", choice.plain_loss}});
-  for (const std::string& text : world_.gather_texts(choices.dump()))
-    for (Json& choice : Json::parse(text)) choices_.push_back(std::move(choice));
-  for (const auto& note : notes_) log_.warning(note.module + ": " + note.note);
+  record_.notes = parse_notes(world_.gather_texts(notes));
+  record_.choices = gather_choices(world_, mesh.stage().rank() == 0 ? calibration.choices() : std::vector<GroupChoice>{});
+  for (const auto& note : record_.notes) log_.warning(note.module + ": " + note.note);
   int64_t totals[3] = {source_.reader->bytes_read(), output.bytes_written(), 0};
   world_.all_reduce_sum(std::span<int64_t>(totals));
   log_.event("transferred", {{"bytes_read", totals[0]}, {"bytes_written", totals[1]}});
 }
 
-void Job::gather_coverage(const std::vector<recipes::LayerCoverage>& mine) {
-  Json words = Json::array();
-  for (const auto& layer : mine)
-    words.push_back({{"layer", layer.layer},
-                     {"module", layer.module},
-                     {"experts", layer.experts},
-                     {"starved", layer.starved},
-                     {"tokens", layer.tokens},
-                     {"forced", layer.forced}});
-  for (const std::string& text : world_.gather_texts(words.dump()))
-    for (const Json& layer : Json::parse(text))
-      coverage_.push_back({layer.at("layer").get<int64_t>(), layer.at("module").get<std::string>(), layer.at("experts").get<int64_t>(),
-                           layer.at("starved").get<std::vector<int>>(), layer.at("tokens").get<std::vector<int64_t>>(),
-                           layer.at("forced").get<std::vector<int64_t>>()});
-  std::sort(coverage_.begin(), coverage_.end(), [](const auto& a, const auto& b) { return a.layer < b.layer; });
-  if (coverage_.empty()) return;
-  for (const auto& layer : coverage_)
+void Job::check_coverage(const std::vector<recipes::LayerCoverage>& mine) {
+  record_.coverage = gather_coverage(world_, mine);
+  if (record_.coverage.empty()) return;
+  for (const auto& layer : record_.coverage)
     if (!layer.starved.empty()) log_.event("starved_experts", {{"module", layer.module}, {"experts", layer.starved}});
-  log_.line(fmt::format("{:.2f} % of the experts saw at least {} tokens", 100 * recipes::covered_fraction(coverage_),
+  log_.line(fmt::format("{:.2f} % of the experts saw at least {} tokens", 100 * recipes::covered_fraction(record_.coverage),
                         recipe_.moe.min_tokens_per_expert));
-  world_.together([&] { recipes::check_coverage(coverage_, recipe_); });
-}
-
-Json Job::report() const {
-  Json layers = Json::array();
-  for (const auto& layer : coverage_)
-    layers.push_back({{"layer", layer.layer},
-                      {"module", layer.module},
-                      {"experts_below_minimum", layer.starved},
-                      {"tokens", layer.tokens},
-                      {"forced_tokens", layer.forced}});
-  return {{"program", recipes::kProgram},
-          {"smoothing", choices_},
-          {"reused", reused_ ? Json(reused_->path()) : Json()},
-          {"moe",
-           {{"min_tokens_per_expert", recipe_.moe.min_tokens_per_expert},
-            {"unseen", recipe_.moe.unseen},
-            {"covered_fraction", recipes::covered_fraction(coverage_)},
-            {"layers", layers}}}};
-}
-
-Json Job::manifest() const {
-  Json decisions = Json::object();
-  for (const auto& [module, decision] : plan_.decisions)
-    decisions[module] = {{"format", recipes::info(decision.encoding.format).name}, {"reason", decision.reason}};
-  Json notes = Json::array();
-  for (const auto& note : notes_) notes.push_back({{"module", note.module}, {"note", note.note}});
-  return {{"program", recipes::kProgram},
-          {"fingerprint", fingerprint_},
-          {"source", {{"path", recipe_.model_path}, {"fingerprint", source_.fingerprint}}},
-          {"data",
-           {{"files", recipe_.calibration_data},
-            {"rows", reused_ ? reused_->rows() : static_cast<int64_t>(rows_.size())},
-            {"fingerprint", data_fingerprint_},
-            {"reused", reused_ ? Json(reused_->path()) : Json()}}},
-          {"ranks", {{"data", shape_.data}, {"pipeline", shape_.pipeline}, {"tensor", shape_.tensor}, {"expert", shape_.expert}}},
-          {"matmul", kernels::to_string(kernels::matmul_kernel())},
-          {"verified_checks", verified_.checks},
-          {"decisions", decisions},
-          {"notes", notes}};
+  world_.together([&] { recipes::check_coverage(record_.coverage, recipe_); });
 }
 
 void Job::publish() {
   world_.on_root([&] {
     checkpoint::write_text(work_ + "/ptq-runner/recipe.yaml", recipes::to_yaml(recipe_, true));
-    if (recipe_.report && !coverage_.empty()) checkpoint::write_text(work_ + "/ptq-runner/report.json", report().dump(2) + "\n");
+    if (recipe_.report && has_report(record_))
+      checkpoint::write_text(work_ + "/ptq-runner/report.json", run_report(recipe_, record_).dump(2) + "\n");
     if (!stats_.arrays.empty()) {
       stats_.attributes = attributes_;
       const StatisticsFiles files{work_ + "/ptq-runner"};
@@ -381,7 +282,7 @@ void Job::publish() {
       checkpoint::write_stats(files.main(), stats_);
     }
   });
-  Json manifest_json = manifest();
+  Json manifest_json = run_manifest(recipe_, source_, plan_, record_);
   manifest_json["files"] = hash_files(world_, work_);
   world_.on_root([&] {
     checkpoint::write_text(work_ + "/ptq-runner/manifest.json", manifest_json.dump(2) + "\n");
@@ -397,7 +298,7 @@ void Job::publish() {
                            : fmt::format("  {:<13} no: {}", engine.engine, engine.reason));
   log_.line(fmt::format("{}  {}, {:.2f}× smaller than the source, {:.2f} bits per weight, {}, {} in all", recipe_.output_path,
                         human_bytes(bytes), static_cast<double>(source_.weight_bytes) / bytes, plan_.bits_per_weight,
-                        recipe_.verify ? fmt::format("{} checks passed", verified_.checks) : "not verified",
+                        recipe_.verify ? fmt::format("{} checks passed", record_.verified_checks) : "not verified",
                         human_seconds(log_.seconds())));
 }
 

@@ -202,6 +202,7 @@ void judge_share(const std::string& folder, const std::string& source, const che
       if (turn++ % ranks == rank) check_linear(*model.reader, stored, judge);
     if (static_cast<int64_t>(i) % ranks != rank) continue;
     check_shared(exported.encodings, exported.layers[i], judge);
+    if (i < model.spec.layers.size()) check_stored_factors(model.spec.layers[i], exported.layers[i], judge);
     if (i < model.spec.layers.size() && model.spec.layers[i].attention())
       check_kv(*model.reader, dialect, kv, *model.spec.layers[i].attention(), judge);
   }

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/ops.h"
+#include "recipes/decisions.h"
 #include "recipes/smoothing.h"
 #include "runner/verify_judge.h"
 
@@ -31,9 +32,7 @@ bool can_fold(const layers::LayerSpec& layer, const std::vector<StoredLinear>& s
 }
 
 std::vector<float> read_floats(const Reader& reader, const std::string& name) {
-  const Tensor stored = reader.read(name);
-  Tensor values = Tensor::empty(stored.shape(), DType::kF32);
-  kernels::convert(stored, values);
+  const Tensor values = kernels::converted(reader.read(name), DType::kF32);
   return {values.data<float>(), values.data<float>() + values.numel()};
 }
 
@@ -71,6 +70,14 @@ std::vector<std::string> folded_names(const layers::LayerSpec& layer, const std:
   return names;
 }
 
+void check_stored_factors(const layers::LayerSpec& layer, const std::vector<StoredLinear>& stored, Judge& judge) {
+  for (const int linear : recipes::output_linears(layer)) {
+    const StoredLinear& one = stored[static_cast<size_t>(linear)];
+    if (recipes::is_modelopt_int4(one.encoding) && !one.linear->is_stacked())
+      judge.claim(one.encoding.pre_quant_scale, one.linear->module + " has no pre_quant_scale, which TensorRT-LLM asks for");
+  }
+}
+
 void check_folds(const layers::LayerSpec& layer, const std::vector<StoredLinear>& stored, const Reader& exported, const Reader& source,
                  Judge& judge) {
   for (const std::string& name : folded_names(layer, stored)) {
@@ -97,12 +104,9 @@ void check_folds(const layers::LayerSpec& layer, const std::vector<StoredLinear>
       continue;
     }
     const Tensor original = source.read(router);
-    Tensor expected = Tensor::empty(original.shape(), DType::kF32);
-    kernels::convert(original, expected);
-    recipes::multiply_columns(expected, recipes::norm_ratio(source.read(norm), exported.read(norm), around_one));
-    Tensor rounded = Tensor::empty(original.shape(), original.dtype());
-    kernels::convert(expected, rounded);
-    const Tensor now = exported.read(router);
+    Tensor expected = kernels::converted(original, DType::kF32);
+    kernels::scale_columns(expected, recipes::norm_ratio(source.read(norm), exported.read(norm), around_one));
+    const Tensor rounded = kernels::converted(expected, original.dtype()), now = exported.read(router);
     judge.claim(now.bytes() == rounded.bytes() && std::equal(now.raw(), now.raw() + now.bytes(), rounded.raw()),
                 router + " did not take the factors that " + norm + " gave up");
   }

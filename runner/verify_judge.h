@@ -68,6 +68,8 @@ void check_companions(const std::string& folder, const SourceModel& exported, co
 
 /// Tensors of a layer that are not quantized but may have taken smoothing factors: norms, routers, biases.
 std::vector<std::string> folded_names(const layers::LayerSpec& layer, const std::vector<StoredLinear>& stored);
+/// pre_quant_scale where a server asks for it though nothing may have been smoothed.
+void check_stored_factors(const layers::LayerSpec& layer, const std::vector<StoredLinear>& stored, Judge& judge);
 /// That what those took is what a fold can be.
 void check_folds(const layers::LayerSpec& layer, const std::vector<StoredLinear>& stored, const checkpoint::Reader& exported,
                  const checkpoint::Reader& source, Judge& judge);

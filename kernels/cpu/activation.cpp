@@ -97,6 +97,25 @@ void scale_rows(Tensor& x, const Tensor& factors) {
   });
 }
 
+void scale_columns(Tensor& x, const Tensor& factors) {
+  require(x.rank() == 2 && factors.numel() == x.dim(1), "scale_columns: not one factor per column");
+  const int64_t width = x.dim(1);
+  float* const values = x.data<float>();
+  const float* const factor = factors.data<float>();
+  parallel_ranges(x.dim(0), rows_per_task(width), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t c = 0; c < width; ++c) values[t * width + c] *= factor[c];
+  });
+}
+
+void subtract_in_place(Tensor& x, const Tensor& y) {
+  require(x.shape() == y.shape(), "subtract_in_place: shapes differ");
+  float* const to = x.data<float>();
+  const float* const from = y.data<float>();
+  parallel_ranges(x.numel(), kElementsPerTask,
+                  [&](int64_t begin, int64_t end) { row_kernels().add_scaled(to + begin, from + begin, end - begin, -1.0f); });
+}
+
 void convert(const Tensor& in, Tensor& out) {
   const bool to_bf16 = writes_bf16(in, out);
   const Source source = source_of(in.dtype());

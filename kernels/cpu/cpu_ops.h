@@ -24,7 +24,12 @@ void gated_activation(const Tensor& gate_up, const GatedShape& shape, Tensor& ou
 void relu_squared(const Tensor& x, Tensor& out);
 void add_in_place(Tensor& x, const Tensor& y);
 void scale_rows(Tensor& x, const Tensor& factors);
+void scale_columns(Tensor& x, const Tensor& factors);
+void subtract_in_place(Tensor& x, const Tensor& y);
 void slice_columns(const Tensor& x, int64_t begin, Tensor& out);
+void place_columns(const Tensor& x, int64_t begin, Tensor& out);
+void gather_columns(const Tensor& x, const std::vector<int32_t>& columns, Tensor& out);
+void scatter_columns(const Tensor& x, const std::vector<int32_t>& columns, Tensor& out);
 void transpose(const Tensor& x, Tensor& out);
 void convert(const Tensor& in, Tensor& out);
 void route(const Tensor& logits, const Tensor& correction, const RouteRule& rule, Tensor& experts, Tensor& weights);

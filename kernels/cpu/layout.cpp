@@ -1,7 +1,6 @@
 // Ops that move elements and compute nothing.
 
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -67,13 +66,44 @@ void transpose(const Tensor& x, Tensor& out) {
 }
 
 void slice_columns(const Tensor& x, int64_t begin, Tensor& out) {
-  require(x.rank() == 2 && out.rank() == 2 && x.dim(0) == out.dim(0), "slice_columns: row counts differ");
-  const int64_t from_width = x.dim(1), width = out.dim(1);
-  require(begin >= 0 && begin + width <= from_width, "slice_columns: columns outside x");
-  const float* const from = x.data<float>() + begin;
+  require(x.rank() == 2 && out.rank() == 2 && x.dim(0) == out.dim(0) && x.dtype() == out.dtype(),
+          "slice_columns: row counts or dtypes differ");
+  require(begin >= 0 && begin + out.dim(1) <= x.dim(1), "slice_columns: columns outside x");
+  const std::byte* const from = x.raw() + begin * dtype_bytes(x.dtype());
+  parallel_ranges(x.dim(0), kRowsPerTask, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) std::copy_n(from + t * x.row_bytes(), out.row_bytes(), out.raw() + t * out.row_bytes());
+  });
+}
+
+void place_columns(const Tensor& x, int64_t begin, Tensor& out) {
+  require(x.rank() == 2 && out.rank() == 2 && x.dim(0) == out.dim(0) && x.dtype() == out.dtype(),
+          "place_columns: row counts or dtypes differ");
+  require(begin >= 0 && begin + x.dim(1) <= out.dim(1), "place_columns: columns outside out");
+  std::byte* const to = out.raw() + begin * dtype_bytes(x.dtype());
+  parallel_ranges(x.dim(0), kRowsPerTask, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) std::copy_n(x.raw() + t * x.row_bytes(), x.row_bytes(), to + t * out.row_bytes());
+  });
+}
+
+void gather_columns(const Tensor& x, const std::vector<int32_t>& columns, Tensor& out) {
+  const int64_t width = x.dim(1), count = out.dim(1);
+  require(x.dim(0) == out.dim(0) && static_cast<int64_t>(columns.size()) == count, "gather_columns: not one column for each of out");
+  const float* const from = x.data<float>();
   float* const to = out.data<float>();
   parallel_ranges(x.dim(0), kRowsPerTask, [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t) std::copy_n(from + t * from_width, width, to + t * width);
+    for (int64_t t = first; t < last; ++t)
+      for (int64_t i = 0; i < count; ++i) to[t * count + i] = from[t * width + columns[static_cast<size_t>(i)]];
+  });
+}
+
+void scatter_columns(const Tensor& x, const std::vector<int32_t>& columns, Tensor& out) {
+  const int64_t width = out.dim(1), count = x.dim(1);
+  require(x.dim(0) == out.dim(0) && static_cast<int64_t>(columns.size()) == count, "scatter_columns: not one column for each of x");
+  const float* const from = x.data<float>();
+  float* const to = out.data<float>();
+  parallel_ranges(x.dim(0), kRowsPerTask, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t)
+      for (int64_t i = 0; i < count; ++i) to[t * width + columns[static_cast<size_t>(i)]] = from[t * count + i];
   });
 }
 

@@ -36,7 +36,15 @@ class SearchedRankCount : public Ways {
 
 const std::string kCompressed = "output.dialect=compressed-tensors";
 
-TEST_F(SearchedRankCount, DoesNotChangeInt4OfLlama) { expect_same_bytes_of("llama", "int4_awq", {kCompressed}); }
+TEST_F(SearchedRankCount, DoesNotChangeInt4OfLlamaNorItsReport) {
+  expect_same_bytes_of("llama", "int4_awq", {kCompressed});
+  if (IsSkipped()) return;
+
+  const Json groups = report_of(folder_ / "one").at("smoothing");
+  EXPECT_EQ(groups.size() % 6, 0u) << "the same groups in each of 6 layers";
+  for (const Json& group : groups) EXPECT_LE(group.at("loss").get<double>(), group.at("loss_unsmoothed").get<double>()) << group;
+  EXPECT_FALSE(report_of(folder_ / "one").contains("moe"));
+}
 TEST_F(SearchedRankCount, DoesNotChangeStoredFactorsOfLlama) {
   expect_same_bytes_of("llama", "int4_awq", {"output.engine=tensorrt-llm", "quantization.awq.fold=modelopt"});
 }

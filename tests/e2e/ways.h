@@ -32,8 +32,16 @@ class Ways : public RecipeRuns {
     for (size_t i = 0; i < all.size(); ++i) {
       SCOPED_TRACE(all[i].name);
       expect_success(results[i]);
-      if (results[0].exit_code == 0 && results[i].exit_code == 0) expect_same_output(folder_ / "one", folder_ / all[i].name);
+      if (results[0].exit_code != 0 || results[i].exit_code != 0) continue;
+      expect_same_output(folder_ / "one", folder_ / all[i].name);
+      EXPECT_EQ(report_of(folder_ / "one"), report_of(folder_ / all[i].name));
     }
+  }
+
+  /// null where the run had nothing to report.
+  static Json report_of(const std::string& output) {
+    const std::string path = output + "/ptq-runner/report.json";
+    return std::filesystem::exists(path) ? read_json_file(path) : Json();
   }
 
   /// The model at folder_ / "model", whole and with experts streamed: at one rank, at two expert ranks, at two that share all experts and

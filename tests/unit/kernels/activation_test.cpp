@@ -131,6 +131,21 @@ TEST(ScaleRows, MultipliesEachRowByItsFactor) {
   for (int64_t i = 0; i < x.numel(); ++i) ASSERT_EQ(x.data<float>()[i], before.data<float>()[i] * factors.data<float>()[i / 37]) << i;
 }
 
+TEST(ScaleColumns, MultipliesAndSubtractInPlaceSubtracts) {
+  const Tensor original = random_tensor({7, 13}, DType::kF32, 31), factors = random_tensor({13}, DType::kF32, 32),
+               other = random_tensor({7, 13}, DType::kF32, 33);
+  Tensor scaled = tensor_of(values_of(original), {7, 13}), less = tensor_of(values_of(original), {7, 13});
+
+  scale_columns(scaled, factors);
+  subtract_in_place(less, other);
+
+  for (int64_t i = 0; i < 7 * 13; ++i) {
+    ASSERT_EQ(scaled.data<float>()[i], original.data<float>()[i] * factors.data<float>()[i % 13]);
+    ASSERT_EQ(less.data<float>()[i], original.data<float>()[i] - other.data<float>()[i]);
+  }
+  EXPECT_THROW(scale_columns(scaled, other), Error);
+}
+
 TEST(ReluSquared, SquaresThePositiveAndDropsTheRest) {
   const Tensor x = tensor_of({-2.0f, -0.0f, 0.5f, 3.0f, 1.0f}, {1, 5});
   Tensor out = Tensor::empty({1, 5}, DType::kBF16);

@@ -58,6 +58,37 @@ TEST(SliceColumns, CopiesAStretchOfEveryRow) {
   EXPECT_THROW(slice_columns(x, 9, out), Error);
 }
 
+TEST(SliceColumns, AndPlaceColumnsMoveElementsOfAnyWidth) {
+  for (const DType dtype : {DType::kF8E4M3, DType::kBF16, DType::kF32}) {
+    const Tensor x = Tensor::zeros({9, 11}, dtype);
+    for (int64_t i = 0; i < x.bytes(); ++i) x.raw()[i] = static_cast<std::byte>(i * 37 % 251);
+    Tensor middle = Tensor::empty({9, 4}, dtype), copy = Tensor::zeros({9, 11}, dtype);
+    for (const auto& [begin, width] : {std::pair(0, 3), std::pair(3, 4), std::pair(7, 4)}) {
+      Tensor part = Tensor::empty({9, width}, dtype);
+      slice_columns(x, begin, part);
+      place_columns(part, begin, copy);
+    }
+    EXPECT_TRUE(std::equal(x.raw(), x.raw() + x.bytes(), copy.raw()));
+    EXPECT_THROW(place_columns(middle, 8, copy), Error);
+    Tensor other = Tensor::empty({9, 4}, DType::kI64);
+    EXPECT_THROW(slice_columns(x, 0, other), Error);
+  }
+}
+
+TEST(GatherColumns, AndScatterColumnsUndoEachOther) {
+  const Tensor x = random_tensor({17, 5}, DType::kF32, 8);
+  const std::vector<int32_t> order{3, 0, 4, 1, 2};
+  Tensor ordered = Tensor::empty({17, 5}, DType::kF32), back = Tensor::empty({17, 5}, DType::kF32);
+
+  gather_columns(x, order, ordered);
+  scatter_columns(ordered, order, back);
+
+  for (int64_t t = 0; t < 17; ++t)
+    for (int64_t i = 0; i < 5; ++i) ASSERT_EQ(ordered.data<float>()[t * 5 + i], x.data<float>()[t * 5 + order[static_cast<size_t>(i)]]);
+  EXPECT_EQ(test::values_of(back), test::values_of(x));
+  EXPECT_THROW(gather_columns(x, {0, 1}, ordered), Error);
+}
+
 TEST(ExpandLatent, GivesEveryHeadItsOwnPartAndTheSharedRotatedOne) {
   const int64_t tokens = 19, heads = 3, nope = 7, rotary = 4, value = 5;
   const Tensor kv = random_tensor({tokens, heads * (nope + value)}, DType::kF32, 3),

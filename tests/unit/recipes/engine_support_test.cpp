@@ -153,5 +153,18 @@ TEST(CheckEngine, NamesTheNearestThatLoads) {
   expect_refused(dense(), recipe_of("int8", "compressed-tensors"), "tensorrt-llm", "output.dialect: modelopt");
 }
 
+TEST(CheckEngine, RefusesFactorsBesideFourBitWeightsOfWholeActivations) {
+  Recipe recipe = recipe_of("w4a16_nvfp4", "modelopt");
+  for (const char* fold : {"none", "modelopt"})
+    for (const char* engine : {"any", "vllm", "sglang", "tensorrt-llm"}) {
+      recipe.method = "awq";
+      recipe.awq.fold = fold;
+      recipe.engine = engine;
+      test::expect_error(ErrorKind::kUser, "use quantization.awq.fold: all", [&] { check_engine(recipe, describe(dense(), recipe)); });
+    }
+  recipe.awq.fold = "all";
+  EXPECT_NO_THROW(check_engine(recipe, describe(dense(), recipe)));
+}
+
 }  // namespace
 }  // namespace ptq::recipes

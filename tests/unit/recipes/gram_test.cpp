@@ -67,8 +67,8 @@ TEST(GramBlocks, CutWhatIsTooWideByItsWidthAlone) {
 
 TEST(CopyColumns, TakesTheSameOfEveryRow) {
   const Tensor x = test::tensor_of({1, 2, 3, 4, 5, 6}, {2, 3}, DType::kBF16);
-  EXPECT_EQ(test::values_of(copy_columns(x, {1, 3})), (std::vector<float>{2, 3, 5, 6}));
-  EXPECT_EQ(copy_columns(x, {0, 3}).raw(), x.raw());
+  EXPECT_EQ(test::values_of(columns_of(x, {1, 3})), (std::vector<float>{2, 3, 5, 6}));
+  EXPECT_EQ(columns_of(x, {0, 3}).raw(), x.raw());
 }
 
 }  // namespace

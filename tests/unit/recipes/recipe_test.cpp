@@ -243,6 +243,16 @@ TEST(Recipe, MethodsHaveTheirKeys) {
   expect_refused(kSmallest, "did you mean 'clip'?", {"quantization.awq={clib: true}"});
 }
 
+TEST(Recipe, FoldsAllTheWayUnlessTensorRtLlmReadsTheFactors) {
+  const auto fold = [](const std::string& preset, const std::string& engine, const std::string& words = "") {
+    return parse("model: {path: in}\nquantization: {preset: " + preset + words + "}\noutput: {path: out, engine: " + engine + "}\n").fold();
+  };
+  for (const char* engine : {"any", "vllm", "sglang"}) EXPECT_EQ(fold("nvfp4_awq", engine), "all") << engine;
+  for (const char* preset : {"int4_awq", "w4a8_awq", "nvfp4_awq"}) EXPECT_EQ(fold(preset, "tensorrt-llm"), "modelopt") << preset;
+  EXPECT_EQ(fold("w4a16_nvfp4", "tensorrt-llm"), "all") << "no engine reads factors beside these weights";
+  EXPECT_EQ(fold("int4_awq", "tensorrt-llm", ", awq: {fold: none}"), "none");
+}
+
 TEST(Recipe, AMethodMustFitAFormat) {
   const auto with = [](const std::string& words) { return "model: {path: in}\nquantization: {" + words + "}\noutput: {path: out}\n"; };
   for (const char* words : {"format: int8, method: smoothquant", "format: int8", "format: int4, method: awq", "format: nvfp4, method: awq",
