@@ -103,7 +103,7 @@ void gather_columns(const Tensor& x, const std::vector<int32_t>& columns, Tensor
 void scatter_columns(const Tensor& x, const std::vector<int32_t>& columns, Tensor& out);
 /// out [C, R] = x [R, C] transposed; the same dtype of 1, 2 or 4 bytes. out is overwritten.
 void transpose(const Tensor& x, Tensor& out);
-/// Element-wise conversion among f32, bf16 and f16 (f16 only as a source); nearest, ties to even. out is overwritten, same shape.
+/// Element-wise conversion among f32, bf16 and f16 (but not bf16 to f16); nearest, ties to even. out is overwritten, same shape.
 void convert(const Tensor& in, Tensor& out);
 /// A new tensor: x in that dtype.
 Tensor converted(const Tensor& x, DType dtype);

@@ -45,4 +45,15 @@ float to_float(F16 x) {
   return sign ? -magnitude : magnitude;
 }
 
+F16 to_f16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  const auto with_sign = [sign](uint32_t half) { return F16{static_cast<uint16_t>(sign | half)}; };
+  if (magnitude > 0x7f800000u) return with_sign(0x7e00u);
+  if (magnitude >= 0x477ff000u) return with_sign(0x7c00u);  // from 65520 on
+  // Below the least normal half, adding 1/2 leaves the multiple of 2⁻²⁴ in the low bits of the sum.
+  if (magnitude < 0x38800000u) return with_sign(std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u);
+  return with_sign((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13);
+}
+
 }  // namespace ptq

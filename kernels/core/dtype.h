@@ -54,5 +54,7 @@ inline BF16 to_bf16(float x) {
 }
 inline float round_to_bf16(float x) { return to_float(to_bf16(x)); }
 float to_float(F16 x);
+/// Nearest, ties to even; beyond the largest finite one Inf; NaN stays NaN.
+F16 to_f16(float x);
 
 }  // namespace ptq

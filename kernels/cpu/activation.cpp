@@ -117,13 +117,16 @@ void subtract_in_place(Tensor& x, const Tensor& y) {
 }
 
 void convert(const Tensor& in, Tensor& out) {
-  const bool to_bf16 = writes_bf16(in, out);
+  const bool to_f16 = out.dtype() == DType::kF16, to_bf16 = !to_f16 && writes_bf16(in, out);
+  require(!to_f16 || (in.shape() == out.shape() && in.dtype() != DType::kBF16), "convert: f16 is made of f32 of the same shape");
   const Source source = source_of(in.dtype());
   const int64_t in_bytes = dtype_bytes(in.dtype());
   parallel_ranges(in.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
     const std::byte* const from = in.raw() + begin * in_bytes;
     if (in.dtype() == out.dtype()) {
       std::memcpy(out.raw() + begin * in_bytes, from, static_cast<size_t>((end - begin) * in_bytes));
+    } else if (to_f16) {
+      std::transform(in.data<float>() + begin, in.data<float>() + end, out.data<F16>() + begin, [](float x) { return ptq::to_f16(x); });
     } else if (!to_bf16) {
       row_kernels().widen(from, source, end - begin, out.data<float>() + begin);
     } else if (source == Source::kF32) {

@@ -5,8 +5,8 @@
 #include <array>
 
 #include "kernels/core/thread_pool.h"
+#include "kernels/cpu/attention_panels.h"
 #include "kernels/cpu/cpu_ops.h"
-#include "kernels/cpu/panel_kernels.h"
 #include "kernels/cpu/row_kernels.h"
 
 namespace ptq::kernels::cpu {
@@ -44,35 +44,13 @@ Panels lay_out(float* memory, int64_t width, int64_t count, const AttentionShape
   return panels;
 }
 
-/// scores of keys [begin, end) of the sequence (first key `block`) for all panels. k: the head's column in the sequence's first row.
-void score_keys(const Attention& attention, const Panels& panels, const float* k, int64_t block, int64_t begin, int64_t end) {
-  const PanelKernels& kernels = attention.kernels;
-  const int64_t dim = attention.shape.head_dim, stride = attention.shape.kv_heads * dim;
-  for (int64_t key = begin; key < end; key += kernels.tokens) {
-    const int rows = static_cast<int>(std::min<int64_t>(kernels.tokens, end - key));
-    for (int64_t d = 0; d < dim; d += kPanelDepth) {
-      const int64_t steps = std::min(kPanelDepth, dim - d);
-      kernels.copy_f32(k + key * stride + d, stride, rows, steps, panels.x_panel);
-      for (int64_t p = 0; p < panels.count; ++p)
-        kernels.tile(rows, panels.x_panel, panels.queries + (p * dim + d) * panels.width, steps,
-                     panels.scores + (p * kKeysPerBlock + key - block) * panels.width, panels.width, d == 0);
-    }
-  }
-}
-
-/// The first key that a query may see. Never less than an earlier query's.
-int64_t oldest_key(const AttentionShape& shape, int64_t query) {
-  if (shape.window != 0) return std::max<int64_t>(0, query - shape.window + 1);
-  return shape.chunk != 0 ? query / shape.chunk * shape.chunk : 0;
-}
-
 /// Attention of queries [first, last) of one sequence and head. Pointers: the head's column in the sequence's first row. sink may be null.
 void attend(const Attention& attention, const float* q, const float* k, const float* v, const float* sink, std::byte* out, int64_t first,
             int64_t last) {
   const AttentionShape& shape = attention.shape;
   const PanelKernels& kernels = attention.kernels;
   const int64_t width = kernels.width, dim = shape.head_dim, v_dim = shape.v_head_dim;
-  const int64_t q_stride = shape.heads * dim, v_stride = shape.kv_heads * v_dim;
+  const int64_t q_stride = shape.heads * dim, k_stride = shape.kv_heads * dim, v_stride = shape.kv_heads * v_dim;
   thread_local Scratch scratch;
   constexpr int64_t kMaxPanels = kQueriesPerTask / 16;
   const int64_t floats = kMaxPanels * kMaxPanelWidth * (dim + kKeysPerBlock + v_dim + 3) + kMaxTileTokens * kXStride;
@@ -96,7 +74,8 @@ void attend(const Attention& attention, const float* q, const float* k, const fl
   const int64_t first_key = oldest.front();
   for (int64_t block = first_key / kKeysPerBlock * kKeysPerBlock; block < last; block += kKeysPerBlock) {
     const int64_t begin = std::max(block, first_key), end = std::min(block + kKeysPerBlock, last);
-    score_keys(attention, panels, k, block, begin, end);
+    multiply_rows(kernels, k + begin * k_stride, k_stride, end - begin, dim, panels.queries, panels.count, panels.x_panel,
+                  panels.scores + (begin - block) * width, kKeysPerBlock * width);
     for (int64_t p = 0; p < panels.count; ++p) {
       float* const weights = panels.scores + (p * kKeysPerBlock + begin - block) * width;
       float* const correction = panels.correction + p * width;
@@ -129,17 +108,9 @@ void attend(const Attention& attention, const float* q, const float* k, const fl
 
 void causal_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sinks, const std::vector<int64_t>& starts,
                       const AttentionShape& shape, Tensor& out) {
-  const int64_t tokens = q.dim(0);
-  require(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, "attention: kv heads do not divide the heads");
-  require(q.dim(1) == shape.heads * shape.head_dim && k.dim(1) == shape.kv_heads * shape.head_dim, "attention: q or k has a wrong width");
-  require(v.dim(1) == shape.kv_heads * shape.v_head_dim && out.dim(1) == shape.heads * shape.v_head_dim,
-          "attention: v or out has a wrong width");
-  require(k.dim(0) == tokens && v.dim(0) == tokens && out.dim(0) == tokens, "attention: token counts differ");
-  require(!starts.empty() && starts.front() == 0 && starts.back() == tokens, "attention: starts do not cover the tokens");
+  check_attention(q, k, v, sinks, starts, shape, out);
   require(shape.v_head_dim <= kMaxTileTokens * kXStride, "attention: a head of v is too wide");
   require(out.dtype() == DType::kBF16 || out.dtype() == DType::kF32, "attention: out is neither bf16 nor f32");
-  require(!sinks.defined() || sinks.numel() == shape.heads, "attention: not one sink per head");
-  require(shape.window == 0 || shape.chunk == 0, "attention: both a window and chunks");
 
   struct Task {
     int64_t sequence, query;

@@ -73,5 +73,7 @@ void token_agreement(const Tensor& reference, const Tensor& logits, std::vector<
 
 /// The elements of a small float tensor (a norm's weight, a bias) as f32: its own memory, or `scratch`.
 const float* widened(const Tensor& tensor, Scratch& scratch);
+/// The weight of a norm that has none: a factor of 1 changes no bit.
+const float* ones(int64_t count, Scratch& scratch);
 
 }  // namespace ptq::kernels::cpu

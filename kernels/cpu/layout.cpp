@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/core/thread_pool.h"
+#include "kernels/cpu/cpu_backward_ops.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/transpose_tile.h"
 
@@ -123,6 +124,25 @@ void expand_latent(const Tensor& kv, const Tensor& k_rot, int64_t heads, int64_t
         std::copy_n(rotated + t * rotary, rotary, key + nope);
         std::copy_n(from + nope, value, values + head * value);
       }
+  });
+}
+
+void expand_latent_backward(const Tensor& dk, const Tensor& dv, int64_t heads, int64_t nope, Tensor& dkv, Tensor& dk_rot) {
+  const int64_t tokens = dk.dim(0), rotary = dk.dim(1) / heads - nope, value = dv.dim(1) / heads;
+  require(dk.dim(1) == heads * (nope + rotary) && nope >= 0 && rotary >= 0, "expand_latent_backward: dk is not [T, N·(nope + R)]");
+  require(dv.dim(1) == heads * value, "expand_latent_backward: dv is not [T, N·Dv]");
+  require(dkv.dim(1) == heads * (nope + value) && dk_rot.dim(1) == heads * rotary, "expand_latent_backward: a result has a wrong width");
+  require(dv.dim(0) == tokens && dkv.dim(0) == tokens && dk_rot.dim(0) == tokens, "expand_latent_backward: token counts differ");
+  const float *const keys = dk.data<float>(), *const values = dv.data<float>();
+  float *const both = dkv.data<float>(), *const rotated = dk_rot.data<float>();
+  parallel_ranges(tokens, kRowsPerTask, [&](int64_t first, int64_t last) {
+    for (int64_t head = first * heads; head < last * heads; ++head) {
+      const float* const key = keys + head * (nope + rotary);
+      float* const to = both + head * (nope + value);
+      std::copy_n(key, nope, to);
+      std::copy_n(values + head * value, value, to + nope);
+      std::copy_n(key + nope, rotary, rotated + head * rotary);
+    }
   });
 }
 

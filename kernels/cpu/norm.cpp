@@ -19,6 +19,12 @@ bool writes_bf16(const Tensor& x, const Tensor& w, const Tensor& out) {
 
 }  // namespace
 
+const float* ones(int64_t count, Scratch& scratch) {
+  float* const values = scratch.floats(count);
+  std::fill_n(values, count, 1.0f);
+  return values;
+}
+
 void rms_norm(const Tensor& x, const Tensor& w, float eps, Tensor& out) {
   const bool to_bf16 = writes_bf16(x, w, out);
   const int64_t hidden = x.dim(1);
@@ -52,14 +58,7 @@ void head_rms_norm(Tensor& x, const Tensor& w, int64_t head_dim, float eps) {
   require(!w.defined() || w.numel() == head_dim, "head norm: w is not [D]");
   const int64_t heads = x.dim(1) / head_dim;
   Scratch scratch;
-  const float* weight = nullptr;
-  if (w.defined()) {
-    weight = widened(w, scratch);
-  } else {
-    float* const ones = scratch.floats(head_dim);  // a factor of 1 changes no bit
-    std::fill_n(ones, head_dim, 1.0f);
-    weight = ones;
-  }
+  const float* const weight = w.defined() ? widened(w, scratch) : ones(head_dim, scratch);
   float* const values = x.data<float>();
 
   parallel_ranges(x.dim(0), kRowsPerTask, [&](int64_t begin, int64_t end) {

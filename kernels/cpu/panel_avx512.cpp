@@ -20,7 +20,7 @@ void pack_bf16(const uint16_t* w, int64_t stride, int rows, int64_t count, void*
 }
 }  // namespace
 
-const PanelKernels kPanelAvx512 = {kTileTokens, kPanelWidth,     1,       pack_f32,     pack_bf16, copy_f32, copy_bf16,
-                                   tile,        tile_of_columns, softmax, scale_columns};
+const PanelKernels kPanelAvx512 = {kTileTokens, kPanelWidth,     1,       pack_f32,      pack_bf16,   copy_f32,        copy_bf16,
+                                   tile,        tile_of_columns, softmax, scale_columns, dot_columns, softmax_gradient};
 
 }  // namespace ptq::kernels::cpu

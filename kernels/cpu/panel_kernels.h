@@ -43,6 +43,14 @@ struct PanelKernels {
                   float* correction);
   /// f32 kernels only: y[rows][P] *= factor[P].
   void (*scale_columns)(float* y, int64_t rows, const float* factor);
+  /// f32 kernels only: sums[P] = Σ a·b over rows [rows][P] of both, one chain from the first row on.
+  void (*dot_columns)(const float* a, const float* b, int64_t rows, float* sums);
+  /// f32 kernels only: gradients by the scores of P queries. With p = weights/sum: gradients = p·(gradients - dots/sum).
+  ///   weights [keys][P]: as softmax left them; gradients [keys][P]: those by p in, by the scores out
+  ///   sum [P]; dots [P]: Σ weights·gradients over all keys of the queries
+  ///   weight_rows, gradient_rows: p and the gradients once more, keys kXStride floats apart
+  void (*softmax_gradient)(const float* weights, float* gradients, int64_t keys, const float* sum, const float* dots, float* weight_rows,
+                           float* gradient_rows);
 };
 
 extern const PanelKernels kPanelBaseline;

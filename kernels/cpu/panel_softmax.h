@@ -1,5 +1,5 @@
 #pragma once
-// One block of an online softmax with a query in each lane, for panel_*.cpp. Private to each file, as lanes.h.
+// One block of an online softmax, and the gradient of one, with a query in each lane, for panel_*.cpp. Private to each file, as lanes.h.
 
 #include "kernels/cpu/exp.h"
 #include "kernels/cpu/panel_tile.h"
@@ -54,6 +54,32 @@ void scale_columns(float* y, int64_t rows, const float* factor) {
     for (int64_t row = 0; row < rows; ++row) {
       float* const at = y + row * kPanelWidth + 16 * n;
       (Lanes<float>::load(at) * scale).store(at);
+    }
+  }
+}
+
+void dot_columns(const float* a, const float* b, int64_t rows, float* sums) {
+  for (int n = 0; n < kPanelLanes; ++n) {
+    Lanes<float> total = Lanes<float>::all(0.0f);
+    for (int64_t at = 16 * n; at < rows * kPanelWidth; at += kPanelWidth)
+      total = fma(Lanes<float>::load(a + at), Lanes<float>::load(b + at), total);
+    total.store(sums + 16 * n);
+  }
+}
+
+void softmax_gradient(const float* weights, float* gradients, int64_t keys, const float* sum, const float* dots, float* weight_rows,
+                      float* gradient_rows) {
+  for (int n = 0; n < kPanelLanes; ++n) {
+    Lanes<float> inverse = Lanes<float>::load(sum + 16 * n);
+    for (int p = 0; p < kParts; ++p) inverse.part[p] = splat(1.0f) / inverse.part[p];
+    const Lanes<float> mean = Lanes<float>::load(dots + 16 * n) * inverse;
+    for (int64_t key = 0; key < keys; ++key) {
+      float* const gradient_at = gradients + key * kPanelWidth + 16 * n;
+      const Lanes<float> weight = Lanes<float>::load(weights + key * kPanelWidth + 16 * n) * inverse;
+      const Lanes<float> gradient = weight * (Lanes<float>::load(gradient_at) - mean);
+      weight.store(weight_rows + key * kXStride + 16 * n);
+      gradient.store(gradient_at);
+      gradient.store(gradient_rows + key * kXStride + 16 * n);
     }
   }
 }

@@ -62,6 +62,18 @@ struct RowKernels {
   void (*sigmoid)(const float* x, int64_t count, float* out);
   void (*softmax)(const float* x, int64_t count, float* out);
 
+  /// Gradients, as kernels/backward_ops.h has them for rows. dx may be dy; gate, up, dgate and dup lie `stride` apart, 1 or 2, dy not.
+  void (*rms_norm_backward)(const float* x, const float* w, const float* dy, int64_t count, float eps, float* dx);
+  void (*layer_norm_1p_backward)(const float* x, const float* w, const float* dy, int64_t count, float eps, float* dx);
+  void (*silu_mul_backward)(const float* gate, const float* up, const float* dy, int64_t stride, int64_t count, float* dgate, float* dup);
+  void (*clamped_gate_backward)(const float* gate, const float* up, const float* dy, int64_t stride, int64_t count, float alpha,
+                                float limit, float* dgate, float* dup);
+  void (*relu_squared_backward)(const float* x, const float* dy, int64_t count, float* dx);
+  /// x = factor·e^(x - max), in place.
+  void (*scaled_exp)(float* x, int64_t count, float max, float factor);
+  /// As add_squared_products of kernels/backward_ops.h.
+  void (*bin_squared_products)(const float* a, const float* b, int64_t count, int64_t* bins);
+
   /// The largest bit pattern without its sign, in the source's own width: orders finite < Inf < NaN.
   uint32_t (*max_magnitude)(const void* x, Source source, int64_t count);
 

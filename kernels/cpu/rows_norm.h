@@ -26,16 +26,25 @@ PTQ_INLINE float sum_in_lanes(const float* x, int64_t count, float padding, Term
   return sum_of(low + high);
 }
 
-void rms_norm(const float* x, const float* w, int64_t count, float eps, void* out, bool to_bf16) {
+/// rsqrt(mean(x²) + eps).
+PTQ_INLINE float inverse_rms(const float* x, int64_t count, float eps) {
   const float squares =
       sum_in_lanes(x, count, 0.0f, [](const Lanes<float>& value, const Lanes<float>& sum) { return fma(value, value, sum); });
-  const float factor = 1.0f / __builtin_sqrtf(squares / static_cast<float>(count) + eps);
+  return 1.0f / __builtin_sqrtf(squares / static_cast<float>(count) + eps);
+}
+
+void rms_norm(const float* x, const float* w, int64_t count, float eps, void* out, bool to_bf16) {
+  const float factor = inverse_rms(x, count, eps);
   write_as(out, to_bf16, [&](auto write) {
     for (int64_t i = 0; i < count; ++i) write(i, w[i] * (x[i] * factor));
   });
 }
 
-void layer_norm_1p(const float* x, const float* w, const float* bias, int64_t count, float eps, void* out, bool to_bf16) {
+/// The mean of a row and rsqrt(var + eps), the variance in a second pass.
+struct Centred {
+  float mean, factor;
+};
+PTQ_INLINE Centred centre(const float* x, int64_t count, float eps) {
   const float total = sum_in_lanes(x, count, 0.0f, [](const Lanes<float>& value, const Lanes<float>& sum) { return sum + value; });
   const float mean = total / static_cast<float>(count);
   const Lanes<float> means = Lanes<float>::all(mean);
@@ -43,7 +52,12 @@ void layer_norm_1p(const float* x, const float* w, const float* bias, int64_t co
     const Lanes<float> centred = value - means;
     return fma(centred, centred, sum);
   });
-  const float factor = 1.0f / __builtin_sqrtf(squares / static_cast<float>(count) + eps);
+  return {mean, 1.0f / __builtin_sqrtf(squares / static_cast<float>(count) + eps)};
+}
+
+void layer_norm_1p(const float* x, const float* w, const float* bias, int64_t count, float eps, void* out, bool to_bf16) {
+  const Centred centred = centre(x, count, eps);
+  const float mean = centred.mean, factor = centred.factor;
   write_as(out, to_bf16, [&](auto write) {
     for (int64_t i = 0; i < count; ++i) write(i, fma((x[i] - mean) * factor, 1.0f + w[i], bias[i]));
   });

@@ -1,6 +1,7 @@
 #pragma once
 // All row kernels as the plain loops of this file's instruction set make them. Private to each rows_*.cpp, as lanes.h.
 
+#include "kernels/cpu/rows_backward.h"
 #include "kernels/cpu/rows_feedback.h"
 #include "kernels/cpu/rows_groups.h"
 #include "kernels/cpu/rows_loss.h"
@@ -30,6 +31,13 @@ constexpr RowKernels kPlainRows = {
     .scale = scale,
     .sigmoid = sigmoid,
     .softmax = softmax,
+    .rms_norm_backward = rms_norm_backward,
+    .layer_norm_1p_backward = layer_norm_1p_backward,
+    .silu_mul_backward = silu_mul_backward,
+    .clamped_gate_backward = clamped_gate_backward,
+    .relu_squared_backward = relu_squared_backward,
+    .scaled_exp = scaled_exp,
+    .bin_squared_products = bin_squared_products,
     .max_magnitude = max_magnitude,
     .quantize_fp8 = quantize_fp8,
     .quantize_nvfp4 = quantize_nvfp4,

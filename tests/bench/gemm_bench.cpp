@@ -11,6 +11,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <thread>
 
+#include "kernels/backward_ops.h"
 #include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
 
@@ -78,8 +79,15 @@ void bench_attention(int64_t sequences, int64_t length, const kernels::Attention
   for (int64_t s = 0; s <= sequences; ++s) starts.push_back(s * length);
   // A query sees half of the keys on average; two products.
   const double gflop = 1e-9 * static_cast<double>(tokens * (length + 1) * shape.heads * (shape.head_dim + shape.v_head_dim));
-  const double rate = gflop / seconds_of([&] { kernels::causal_attention(q, k, v, Tensor{}, starts, shape, out); });
-  fmt::print("attention T={} D={}   {:7.1f} GFLOP/s   {:.1f} per thread\n", length, shape.head_dim, rate, rate / num_threads());
+  const double forward = seconds_of([&] { kernels::causal_attention(q, k, v, Tensor{}, starts, shape, out); });
+  fmt::print("attention T={} D={}   {:7.1f} GFLOP/s   {:.1f} per thread\n", length, shape.head_dim, gflop / forward,
+             gflop / forward / num_threads());
+  // Five products of the same size, where the attention itself has two.
+  const Tensor dout = numbers(out.shape());
+  Tensor dq = Tensor::empty(q.shape(), DType::kF32), dk = Tensor::empty(q.shape(), DType::kF32);
+  Tensor dv = Tensor::empty(dout.shape(), DType::kF32);
+  const double backward = seconds_of([&] { kernels::causal_attention_backward(q, k, v, Tensor{}, starts, shape, dout, dq, dk, dv); });
+  fmt::print("  backward            {:7.1f} GFLOP/s   {:.2f} x the time of attention\n", 2.5 * gflop / backward, backward / forward);
 }
 
 }  // namespace

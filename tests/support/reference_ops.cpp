@@ -161,6 +161,34 @@ std::vector<double> rope_in_f64(const Tensor& x, const kernels::RopeShape& shape
   return out;
 }
 
+std::vector<double> rms_norm_in_f64(const Tensor& x, const Tensor& w, int64_t width, float eps) {
+  const std::vector<float> xs = values_of(x), ws = values_of(w);
+  std::vector<double> out(xs.size());
+  const auto columns = static_cast<size_t>(width);
+  for (size_t begin = 0; begin < xs.size(); begin += columns) {
+    double squares = 0;
+    for (size_t c = 0; c < columns; ++c) squares += static_cast<double>(xs[begin + c]) * static_cast<double>(xs[begin + c]);
+    const double root = std::sqrt(squares / static_cast<double>(width) + static_cast<double>(eps));
+    for (size_t c = 0; c < columns; ++c) out[begin + c] = static_cast<double>(ws[c]) * static_cast<double>(xs[begin + c]) / root;
+  }
+  return out;
+}
+
+std::vector<double> layer_norm_1p_in_f64(const Tensor& x, const Tensor& w, const Tensor& bias, float eps) {
+  const std::vector<float> xs = values_of(x), ws = values_of(w), bs = values_of(bias);
+  std::vector<double> out(xs.size());
+  const auto columns = static_cast<size_t>(x.dim(1));
+  for (size_t begin = 0; begin < xs.size(); begin += columns) {
+    double mean = 0, variance = 0;
+    for (size_t c = 0; c < columns; ++c) mean += static_cast<double>(xs[begin + c]) / static_cast<double>(columns);
+    for (size_t c = 0; c < columns; ++c) variance += std::pow(static_cast<double>(xs[begin + c]) - mean, 2) / static_cast<double>(columns);
+    const double root = std::sqrt(variance + static_cast<double>(eps));
+    for (size_t c = 0; c < columns; ++c)
+      out[begin + c] = (static_cast<double>(xs[begin + c]) - mean) / root * (1.0 + static_cast<double>(ws[c])) + static_cast<double>(bs[c]);
+  }
+  return out;
+}
+
 std::vector<double> gated_activation_in_f64(const Tensor& gate_up, const kernels::GatedShape& shape) {
   const std::vector<float> both = values_of(gate_up);
   const auto width = static_cast<size_t>(gate_up.dim(1) / 2);

@@ -29,6 +29,10 @@ std::vector<double> attention_in_f64(const Tensor& q, const Tensor& k, const Ten
 /// Every head rotated in f64 by the tables' cosines and sines.
 std::vector<double> rope_in_f64(const Tensor& x, const kernels::RopeShape& shape, const Tensor& positions, const Tensor& cos,
                                 const Tensor& sin);
+/// RMS norm of every stretch of `width` elements, w [width].
+std::vector<double> rms_norm_in_f64(const Tensor& x, const Tensor& w, int64_t width, float eps);
+/// LayerNorm1p of every row of x [T, H].
+std::vector<double> layer_norm_1p_in_f64(const Tensor& x, const Tensor& w, const Tensor& bias, float eps);
 std::vector<double> gated_activation_in_f64(const Tensor& gate_up, const kernels::GatedShape& shape);
 
 struct Routing {

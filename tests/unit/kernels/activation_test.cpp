@@ -163,6 +163,33 @@ TEST(AddInPlace, AddsElementByElement) {
   EXPECT_EQ(values_of(x), (std::vector<float>{11, 22, 33}));
 }
 
+TEST(Convert, RoundsToHalvesToNearestTiesToEven) {
+  std::vector<float> values;
+  std::vector<uint16_t> expected;
+  const auto add = [&](float value, uint32_t half) {
+    for (const uint32_t sign : {0u, 0x8000u}) {
+      values.push_back(sign ? -value : value);
+      expected.push_back(static_cast<uint16_t>(half | sign));
+    }
+  };
+  for (uint16_t half = 0; half < 0x7c00u; ++half) {
+    const float here = to_float(F16{half}), next = half == 0x7bffu ? 65536.0f : to_float(F16{static_cast<uint16_t>(half + 1)});
+    const float middle = here + (next - here) / 2;
+    add(here, half);
+    add(std::nextafter(middle, 0.0f), half);
+    add(middle, half + half % 2);
+    add(std::nextafter(middle, 1e9f), half + 1u);
+  }
+  add(std::numeric_limits<float>::infinity(), 0x7c00u);
+  add(std::numeric_limits<float>::quiet_NaN(), 0x7e00u);
+  const Tensor in = tensor_of(values, {1, static_cast<int64_t>(values.size())});
+  Tensor out = Tensor::empty(in.shape(), DType::kF16);
+
+  convert(in, out);
+
+  for (size_t i = 0; i < values.size(); ++i) ASSERT_EQ(out.data<F16>()[i].bits, expected[i]) << values[i];
+}
+
 TEST(Convert, RoundsToBf16ToNearestTiesToEvenAndKeepsNaN) {
   const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
   // 1 + 2⁻⁸ is a tie between 1 and 1 + 2⁻⁷; 1 + 3·2⁻⁸ one between 1 + 2⁻⁷ and 1 + 2⁻⁶.

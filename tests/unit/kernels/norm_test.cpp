@@ -1,7 +1,5 @@
 #include <gtest/gtest.h>
 
-#include <cmath>
-
 #include "kernels/ops.h"
 #include "tests/support/reference_ops.h"
 #include "tests/unit/kernels/isa_guard.h"
@@ -9,24 +7,9 @@
 namespace ptq::kernels {
 namespace {
 
-using test::random_tensor, test::relative_error, test::values_of;
+using test::random_tensor, test::relative_error;
 
 constexpr float kEps = 1e-5f;
-
-std::vector<double> rms_norm_in_f64(const Tensor& x, const Tensor& w, int64_t width) {
-  const std::vector<float> xs = values_of(x), ws = values_of(w);
-  std::vector<double> out(xs.size());
-  for (size_t row = 0; row < xs.size() / static_cast<size_t>(width); ++row) {
-    const float* const in = xs.data() + row * static_cast<size_t>(width);
-    double squares = 0;
-    for (int64_t c = 0; c < width; ++c) squares += static_cast<double>(in[c]) * static_cast<double>(in[c]);
-    for (int64_t c = 0; c < width; ++c)
-      out[row * static_cast<size_t>(width) + static_cast<size_t>(c)] =
-          static_cast<double>(ws[static_cast<size_t>(c)]) * static_cast<double>(in[c]) /
-          std::sqrt(squares / static_cast<double>(width) + static_cast<double>(kEps));
-  }
-  return out;
-}
 
 TEST(RmsNorm, AgreesWithF64OnOddWidths) {
   for (const int64_t width : {1, 17, 32, 130, 1000}) {
@@ -35,7 +18,7 @@ TEST(RmsNorm, AgreesWithF64OnOddWidths) {
 
     rms_norm(x, w, kEps, out);
 
-    EXPECT_LT(relative_error(out, rms_norm_in_f64(x, w, width)), 5e-7) << width;
+    EXPECT_LT(relative_error(out, test::rms_norm_in_f64(x, w, width, kEps)), 5e-7) << width;
   }
 }
 
@@ -65,7 +48,7 @@ TEST(RmsNorm, EveryInstructionSetAndThreadCountGivesTheSameBits) {
 TEST(HeadRmsNorm, NormsEveryHeadByItself) {
   Tensor x = random_tensor({7, 3 * 24}, DType::kF32, 7);
   const Tensor w = random_tensor({24}, DType::kBF16, 8);
-  const std::vector<double> expected = rms_norm_in_f64(x, w, 24);
+  const std::vector<double> expected = test::rms_norm_in_f64(x, w, 24, kEps);
 
   head_rms_norm(x, w, 24, kEps);
 
@@ -76,7 +59,7 @@ TEST(HeadRmsNorm, WithoutAWeightIsAsWithOnes) {
   Tensor x = random_tensor({7, 3 * 21}, DType::kF32, 12), weighted = Tensor::empty({7, 3 * 21}, DType::kF32);
   convert(x, weighted);
   const Tensor ones = test::tensor_of(std::vector<float>(21, 1.0f), {21});
-  const std::vector<double> expected = rms_norm_in_f64(x, ones, 21);
+  const std::vector<double> expected = test::rms_norm_in_f64(x, ones, 21, kEps);
 
   head_rms_norm(x, Tensor{}, 21, kEps);
   head_rms_norm(weighted, ones, 21, kEps);
@@ -90,19 +73,7 @@ TEST(LayerNorm1p, AgreesWithF64AndSubtractsALargeMean) {
     Tensor x = random_tensor({9, width}, DType::kF32, 9);
     for (int64_t i = 0; i < x.numel(); ++i) x.data<float>()[i] += 50.0f;
     const Tensor w = random_tensor({width}, DType::kBF16, 10), bias = random_tensor({width}, DType::kF32, 11);
-    const std::vector<float> xs = values_of(x), ws = values_of(w), bs = values_of(bias);
-    std::vector<double> expected(xs.size());
-    const auto columns = static_cast<size_t>(width);
-    for (size_t row = 0; row < 9; ++row) {
-      double mean = 0, variance = 0;
-      for (size_t c = 0; c < columns; ++c) mean += static_cast<double>(xs[row * columns + c]) / static_cast<double>(width);
-      for (size_t c = 0; c < columns; ++c)
-        variance += std::pow(static_cast<double>(xs[row * columns + c]) - mean, 2) / static_cast<double>(width);
-      for (size_t c = 0; c < columns; ++c)
-        expected[row * columns + c] = (static_cast<double>(xs[row * columns + c]) - mean) /
-                                          std::sqrt(variance + static_cast<double>(kEps)) * (1.0 + static_cast<double>(ws[c])) +
-                                      static_cast<double>(bs[c]);
-    }
+    const std::vector<double> expected = test::layer_norm_1p_in_f64(x, w, bias, kEps);
     Tensor out = Tensor::empty({9, width}, DType::kF32);
 
     layer_norm_1p(x, w, bias, kEps, out);
