@@ -11,7 +11,7 @@ namespace {
 
 /// 1 + temperature · ln(1 + floor((position + 1) / floor)) of every token, [T] f32.
 Tensor temperatures(const Block& block, const AttentionSpec& spec) {
-  Tensor factors = block.scratch().get("temperatures", {block.batch.tokens()}, DType::kF32);
+  Tensor factors = block.buffer("temperatures", {block.batch.tokens()}, DType::kF32);
   const auto* position = block.batch.positions.data<int32_t>();
   for (int64_t t = 0; t < block.batch.tokens(); ++t) {
     const auto steps = static_cast<float>((position[t] + 1) / spec.temperature_floor);
@@ -30,36 +30,55 @@ Tensor local_sinks(const Block& block, const AttentionSpec& spec) {
 
 }  // namespace
 
+kernels::RopeShape rope_shape(const AttentionSpec& spec, const ForwardContext& context) {
+  return {.head_dim = spec.head_dim, .rotary_dim = context.rotary_dim, .interleaved = spec.rope == AttentionSpec::Rope::kInterleaved};
+}
+
+kernels::RopeShape rope_shape(const LatentAttentionSpec& spec, int64_t head_dim, int64_t offset) {
+  return {.head_dim = head_dim, .offset = offset, .rotary_dim = spec.rot, .interleaved = true};
+}
+
 Tensor attention(const Block& block, const AttentionSpec& spec, const Tensor& x) {
   const ForwardContext& context = block.context;
   block.observe(spec.q, x);
-  Tensor q = block.product(spec.q, x, "q"), k = block.product(spec.k, x, "k"), v = block.product(spec.v, x, "v");
+  Tensor q = block.changeable(block.product(spec.q, x, "q"), "q_heads"), k = block.changeable(block.product(spec.k, x, "k"), "k_heads");
+  Tensor v = block.product(spec.v, x, "v");
   if (!spec.q_norm.empty()) {
     kernels::head_rms_norm(q, block.weights.vectors.at(spec.q_norm + ".weight"), spec.head_dim, spec.norm_eps);
     kernels::head_rms_norm(k, block.weights.vectors.at(spec.k_norm + ".weight"), spec.head_dim, spec.norm_eps);
   }
   if (spec.rope != AttentionSpec::Rope::kNone) {
-    const kernels::RopeShape shape{
-        .head_dim = spec.head_dim, .rotary_dim = context.rotary_dim, .interleaved = spec.rope == AttentionSpec::Rope::kInterleaved};
+    const kernels::RopeShape shape = rope_shape(spec, context);
     kernels::rope(q, shape, block.batch.positions, context.rope->cos, context.rope->sin);
     kernels::rope(k, shape, block.batch.positions, context.rope->cos, context.rope->sin);
   }
   if (spec.l2_norm) {
+    if (block.trace) {
+      block.trace->q_turned = q;
+      block.trace->k_turned = k;
+    }
+    q = block.changeable(q, "q_normed");
+    k = block.changeable(k, "k_normed");
     kernels::head_rms_norm(q, Tensor(), spec.head_dim, spec.norm_eps);
     kernels::head_rms_norm(k, Tensor(), spec.head_dim, spec.norm_eps);
   }
-  if (spec.temperature != 0) kernels::scale_rows(q, temperatures(block, spec));
+  const Tensor factors = spec.temperature != 0 ? temperatures(block, spec) : Tensor();
+  if (factors.defined()) kernels::scale_rows(q, factors);
   context.hooks->key_value(block.layer, k, v, block.batch);
-  Tensor local = block.scratch().get("attention", {block.batch.tokens(), q.dim(1)}, context.operand);
-  kernels::causal_attention(q, k, v, local_sinks(block, spec), block.batch.starts,
-                            {.heads = q.dim(1) / spec.head_dim,
-                             .kv_heads = k.dim(1) / spec.head_dim,
-                             .head_dim = spec.head_dim,
-                             .v_head_dim = spec.head_dim,
-                             .scale = spec.scale,
-                             .window = spec.window,
-                             .chunk = spec.chunk},
-                            local);
+  Tensor local = block.buffer("attention", {block.batch.tokens(), q.dim(1)}, context.operand);
+  const kernels::AttentionShape shape{.heads = q.dim(1) / spec.head_dim,
+                                      .kv_heads = k.dim(1) / spec.head_dim,
+                                      .head_dim = spec.head_dim,
+                                      .v_head_dim = spec.head_dim,
+                                      .scale = spec.scale,
+                                      .window = spec.window,
+                                      .chunk = spec.chunk};
+  const Tensor sinks = local_sinks(block, spec);
+  kernels::causal_attention(q, k, v, sinks, block.batch.starts, shape, local);
+  if (block.trace) {
+    block.trace->attended = {q, k, v, sinks, shape};
+    block.trace->temperatures = factors;
+  }
   const Tensor whole = block.gather(spec.q, local, "attention");
   block.observe(spec.o, whole);
   return block.whole_product(spec.o, whole, "block");
@@ -75,40 +94,44 @@ Tensor latent_attention(const Block& block, const LatentAttentionSpec& spec, con
   Tensor queries = x;
   if (spec.q_a >= 0) {
     const Tensor latent = block.whole_product(spec.q_a, x, "q_latent");
-    queries = block.scratch().get("q_normed", latent.shape(), context.operand);
+    queries = block.buffer("q_normed", latent.shape(), context.operand);
     apply_norm(spec.q_norm, block.weights.vectors, latent, queries);
+    if (block.trace) block.trace->q_latent = latent;
     block.observe(spec.q_b, queries);
   }
-  Tensor q = block.product(spec.q_b, queries, "q");
+  Tensor q = block.changeable(block.product(spec.q_b, queries, "q"), "q_heads");
 
   const Tensor both = block.whole_product(spec.kv_a, x, "kv_latent");
-  Tensor latent = block.scratch().get("latent", {tokens, spec.latent}, DType::kF32);
-  Tensor k_rot = block.scratch().get("k_rot", {tokens, spec.rot}, DType::kF32);
+  Tensor latent = block.buffer("latent", {tokens, spec.latent}, DType::kF32);
+  Tensor k_rot = block.buffer("k_rot", {tokens, spec.rot}, DType::kF32);
   kernels::slice_columns(both, 0, latent);
   kernels::slice_columns(both, spec.latent, k_rot);
-  Tensor normed = block.scratch().get("kv_normed", latent.shape(), context.operand);
+  Tensor normed = block.buffer("kv_normed", latent.shape(), context.operand);
   apply_norm(spec.kv_norm, block.weights.vectors, latent, normed);
   block.observe(spec.kv_b, normed);
   const Tensor kv = block.product(spec.kv_b, normed, "kv");
 
   const auto turn = [&](Tensor& heads_of, int64_t head_dim, int64_t offset) {
-    kernels::rope(heads_of, {.head_dim = head_dim, .offset = offset, .rotary_dim = spec.rot, .interleaved = true}, block.batch.positions,
-                  context.rope->cos, context.rope->sin);
+    kernels::rope(heads_of, rope_shape(spec, head_dim, offset), block.batch.positions, context.rope->cos, context.rope->sin);
   };
   turn(q, spec.head_dim, spec.nope);
   turn(k_rot, spec.rot, 0);
-  Tensor k = block.scratch().get("k", {tokens, heads * spec.head_dim}, DType::kF32);
-  Tensor v = block.scratch().get("v", {tokens, heads * spec.v_head_dim}, DType::kF32);
+  Tensor k = block.buffer("k", {tokens, heads * spec.head_dim}, DType::kF32);
+  Tensor v = block.buffer("v", {tokens, heads * spec.v_head_dim}, DType::kF32);
   kernels::expand_latent(kv, k_rot, heads, spec.nope, k, v);
   context.hooks->key_value(block.layer, k, v, block.batch);
 
-  Tensor local = block.scratch().get("attention", {tokens, heads * spec.v_head_dim}, context.operand);
-  kernels::causal_attention(
-      q, k, v, Tensor(), block.batch.starts,
-      {.heads = heads, .kv_heads = heads, .head_dim = spec.head_dim, .v_head_dim = spec.v_head_dim, .scale = spec.scale}, local);
+  Tensor local = block.buffer("attention", {tokens, heads * spec.v_head_dim}, context.operand);
+  const kernels::AttentionShape shape{
+      .heads = heads, .kv_heads = heads, .head_dim = spec.head_dim, .v_head_dim = spec.v_head_dim, .scale = spec.scale};
+  kernels::causal_attention(q, k, v, Tensor(), block.batch.starts, shape, local);
+  if (block.trace) {
+    block.trace->attended = {q, k, v, Tensor(), shape};
+    block.trace->latent = latent;
+  }
   std::vector<int64_t> widths;
   for (int r = 0; r < tensor.size(); ++r) widths.push_back(parallel::even_share(spec.heads, tensor.size(), r).size() * spec.v_head_dim);
-  const Tensor whole = gather_columns(tensor, local, widths, "attention", block.scratch());
+  const Tensor whole = gather_columns(tensor, local, widths, block.prefix + "attention", block.scratch());
   block.observe(spec.o, whole);
   return block.whole_product(spec.o, whole, "block");
 }

@@ -50,6 +50,13 @@ void apply_norm(const NormSpec& norm, const std::map<std::string, Tensor>& vecto
     kernels::layer_norm_1p(x, weight, vectors.at(norm.module + ".bias"), norm.eps, out);
 }
 
+Tensor Block::changeable(const Tensor& x, const std::string& name) const {
+  if (!trace) return x;
+  Tensor copy = buffer(name, x.shape(), x.dtype());
+  kernels::convert(x, copy);
+  return copy;
+}
+
 void Block::observe(int linear, const Tensor& x) const {
   context.hooks->linear_input(layer, layer.linears[static_cast<size_t>(linear)].input_group, x, batch);
 }
@@ -57,8 +64,9 @@ void Block::observe(int linear, const Tensor& x) const {
 Tensor Block::product(int linear, const Tensor& x, const std::string& name) const {
   const LinearWeights& w = weights.linears[static_cast<size_t>(linear)];
   const Tensor input = context.hooks->quantized_input(layer, linear, x);
-  Tensor y = scratch().get(name, {batch.tokens(), w.weight.dim(0)}, DType::kF32);
+  Tensor y = buffer(name, {batch.tokens(), w.weight.dim(0)}, DType::kF32);
   kernels::matmul(input, w.weight, w.bias, y);
+  if (trace) trace->products[linear] = {input, y};
   return y;
 }
 
@@ -67,13 +75,13 @@ Tensor Block::gather(int linear, const Tensor& local, const std::string& name) c
   std::vector<int64_t> widths;
   for (int64_t r = 0; r < context.tensor->size(); ++r)
     widths.push_back(tensor_slice(spec, layer.attention(), context.tensor->size(), r).size());
-  return gather_columns(*context.tensor, local, widths, name, scratch());
+  return gather_columns(*context.tensor, local, widths, prefix + name, scratch());
 }
 
 Tensor mlp(const Block& block, const MlpSpec& spec, const Tensor& x) {
   block.observe(spec.up, x);
   Tensor up = block.product(spec.up, x, "up");
-  Tensor local = block.scratch().get("activated", up.shape(), block.context.operand);
+  Tensor local = block.buffer("activated", up.shape(), block.context.operand);
   if (spec.kind == MlpSpec::Kind::kSiluGated)
     kernels::silu_mul(block.product(spec.gate, x, "gate"), up, local);
   else
@@ -83,32 +91,37 @@ Tensor mlp(const Block& block, const MlpSpec& spec, const Tensor& x) {
   return block.whole_product(spec.down, whole, "block");
 }
 
+Tensor forward_block(const Block& block, const BlockSpec& spec, const Tensor& x) {
+  return std::visit(
+      [&](const auto& body) -> Tensor {
+        using Body = std::decay_t<decltype(body)>;
+        if constexpr (std::is_same_v<Body, AttentionSpec>) {
+          return attention(block, body, x);
+        } else if constexpr (std::is_same_v<Body, LatentAttentionSpec>) {
+          return latent_attention(block, body, x);
+        } else if constexpr (std::is_same_v<Body, MlpSpec>) {
+          return mlp(block, body, x);
+        } else if constexpr (std::is_same_v<Body, MoeSpec>) {
+          if (body.shared) return mlp(block, *body.shared, x);
+          block.context.hooks->linear_input(block.layer, body.input_group, x, block.batch);
+          return Tensor();
+        } else {
+          block.observe(body.linear, x);
+          return block.whole_product(body.linear, x, "block");
+        }
+      },
+      spec.body);
+}
+
 Tensor forward_layer(const LayerSpec& layer, const LayerWeights& weights, const Batch& batch, const ForwardContext& context,
                      Tensor& hidden) {
   const Block block{layer, weights, batch, context};
   Tensor routed;
   for (const BlockSpec& spec : layer.blocks) {
-    Tensor x = context.workspace->get("norm", hidden.shape(), context.operand);
+    Tensor x = block.buffer("norm", hidden.shape(), context.operand);
     apply_norm(spec.norm, weights.vectors, hidden, x);
-    const Tensor y = std::visit(
-        [&](const auto& body) -> Tensor {
-          using Body = std::decay_t<decltype(body)>;
-          if constexpr (std::is_same_v<Body, AttentionSpec>) {
-            return attention(block, body, x);
-          } else if constexpr (std::is_same_v<Body, LatentAttentionSpec>) {
-            return latent_attention(block, body, x);
-          } else if constexpr (std::is_same_v<Body, MlpSpec>) {
-            return mlp(block, body, x);
-          } else if constexpr (std::is_same_v<Body, MoeSpec>) {
-            routed = x;
-            if (!body.shared) context.hooks->linear_input(layer, body.input_group, x, batch);
-            return body.shared ? mlp(block, *body.shared, x) : Tensor();
-          } else {
-            block.observe(body.linear, x);
-            return block.whole_product(body.linear, x, "block");
-          }
-        },
-        spec.body);
+    if (std::holds_alternative<MoeSpec>(spec.body)) routed = x;
+    const Tensor y = forward_block(block, spec, x);
     if (y.defined()) kernels::add_in_place(hidden, y);
   }
   return routed;

@@ -8,9 +8,6 @@ namespace ptq::layers {
 
 namespace {
 
-/// Rows of one expert computed at a time.
-constexpr int64_t kRows = 1024;
-
 /// linear(x), [n, O] f32 in the buffer `name`.
 Tensor product(const LayerSpec& layer, int linear, const LinearWeights& weights, const Tensor& x, const std::string& name,
                const ExpertContext& context) {
@@ -20,40 +17,48 @@ Tensor product(const LayerSpec& layer, int linear, const LinearWeights& weights,
   return y;
 }
 
-/// What the expert's down projection reads, [n, I].
-Tensor activated(const LayerSpec& layer, const ExpertLinears& linears, const ExpertWeights& weights, const Tensor& x,
-                 const ExpertContext& context) {
+/// Computes gate, up and inner of a piece that has its input.
+void activate(const LayerSpec& layer, const ExpertLinears& linears, const ExpertWeights& weights, const ExpertContext& context,
+              ExpertPiece& piece) {
   const MoeSpec& moe = *layer.moe();
-  Tensor out = context.workspace->get("expert_activated", {x.dim(0), moe.intermediate}, context.operand);
+  const Tensor& x = piece.input;
+  piece.inner = context.workspace->get("expert_activated", {x.dim(0), moe.intermediate}, context.operand);
   if (linears.gate_up >= 0) {
-    const Tensor both = product(layer, linears.gate_up, weights.gate_up, x, "expert_up", context);
-    kernels::gated_activation(both,
-                              {.interleaved = moe.interleaved,
-                               .clamped = moe.activation == MoeSpec::Activation::kClampedSwiglu,
-                               .alpha = moe.alpha,
-                               .limit = moe.limit},
-                              out);
-    return out;
+    piece.up = product(layer, linears.gate_up, weights.gate_up, x, "expert_up", context);
+    kernels::gated_activation(piece.up, gated_shape(moe), piece.inner);
+    return;
   }
   require(moe.activation == MoeSpec::Activation::kSiluGated, "an activation of separate gate and up that is not known");
-  const Tensor gate = product(layer, linears.gate, weights.gate, x, "expert_gate", context);
-  kernels::silu_mul(gate, product(layer, linears.up, weights.up, x, "expert_up", context), out);
-  return out;
+  piece.gate = product(layer, linears.gate, weights.gate, x, "expert_gate", context);
+  piece.up = product(layer, linears.up, weights.up, x, "expert_up", context);
+  kernels::silu_mul(piece.gate, piece.up, piece.inner);
 }
 
 }  // namespace
+
+kernels::GatedShape gated_shape(const MoeSpec& moe) {
+  return {.interleaved = moe.interleaved,
+          .clamped = moe.activation == MoeSpec::Activation::kClampedSwiglu,
+          .alpha = moe.alpha,
+          .limit = moe.limit};
+}
+
+Tensor router_logits(const RouterSpec& router, const std::map<std::string, Tensor>& vectors, const Tensor& x, Workspace& workspace) {
+  const Tensor bias = router.has_bias ? vectors.at(router.module + ".bias") : Tensor();
+  Tensor logits = workspace.get("router", {x.dim(0), router.experts}, DType::kF32);
+  kernels::matmul(x, vectors.at(router.module + ".weight"), bias, logits);
+  return logits;
+}
 
 void route_tokens(const MoeSpec& moe, const std::map<std::string, Tensor>& vectors, Workspace& workspace, TokenGroup& group) {
   const RouterSpec& router = moe.router;
   const int64_t tokens = group.x.dim(0);
   group.experts = Tensor::empty({tokens, router.top_k}, DType::kI32);
   group.weights = Tensor::empty({tokens, router.top_k}, DType::kF32);
-  const Tensor bias = router.has_bias ? vectors.at(router.module + ".bias") : Tensor();
   const Tensor correction = router.correction.empty() ? Tensor() : vectors.at(router.correction);
-  for (int64_t begin = 0; begin < tokens; begin += kRows) {
-    const int64_t end = std::min(tokens, begin + kRows);
-    Tensor logits = workspace.get("router", {end - begin, router.experts}, DType::kF32);
-    kernels::matmul(group.x.rows(begin, end), vectors.at(router.module + ".weight"), bias, logits);
+  for (int64_t begin = 0; begin < tokens; begin += kExpertRows) {
+    const int64_t end = std::min(tokens, begin + kExpertRows);
+    const Tensor logits = router_logits(router, vectors, group.x.rows(begin, end), workspace);
     Tensor experts = group.experts.rows(begin, end), weights = group.weights.rows(begin, end);
     kernels::route(logits, correction, router, experts, weights);
   }
@@ -108,22 +113,24 @@ ChunkVisits chunk_visits(const MoeSpec& moe, const TokenGroup& group, int64_t be
 }
 
 void run_expert(const LayerSpec& layer, int expert, const ExpertWeights& weights, const Tensor& x, const Visits& visits, bool forced,
-                const ExpertContext& context, const std::function<void(int64_t, const Tensor&)>& take) {
+                const ExpertContext& context, const std::function<void(const ExpertPiece&)>& take) {
   const MoeSpec& moe = *layer.moe();
   const ExpertLinears& linears = moe.experts[static_cast<size_t>(expert)];
   const auto count = static_cast<int64_t>(visits.rows.size());
-  for (int64_t begin = 0; begin < count; begin += kRows) {
-    const int64_t end = std::min(count, begin + kRows);
+  for (int64_t begin = 0; begin < count; begin += kExpertRows) {
+    const int64_t end = std::min(count, begin + kExpertRows);
     const std::vector<int64_t> rows(visits.rows.begin() + begin, visits.rows.begin() + end);
     std::vector<float> scales;
     if (moe.scales_input) scales.assign(visits.weights.begin() + begin, visits.weights.begin() + end);
-    Tensor input = context.workspace->get("expert_input", {end - begin, x.dim(1)}, context.operand);
-    kernels::gather_rows(x, rows, scales, input);
+    ExpertPiece piece{.first = begin, .input = context.workspace->get("expert_input", {end - begin, x.dim(1)}, context.operand)};
+    kernels::gather_rows(x, rows, scales, piece.input);
     const ExpertVisits visitors{forced, visits.positions.data() + begin, visits.weights.data() + begin};
-    context.hooks->expert_input(layer, expert, linears.gate_up >= 0 ? linears.gate_up : linears.up, input, visitors);
-    const Tensor inner = activated(layer, linears, weights, input, context);
-    context.hooks->expert_input(layer, expert, linears.down, inner, visitors);
-    if (take) take(begin, product(layer, linears.down, weights.down, inner, "expert_output", context));
+    context.hooks->expert_input(layer, expert, linears.gate_up >= 0 ? linears.gate_up : linears.up, piece.input, visitors);
+    activate(layer, linears, weights, context, piece);
+    context.hooks->expert_input(layer, expert, linears.down, piece.inner, visitors);
+    if (!take) continue;
+    piece.output = product(layer, linears.down, weights.down, piece.inner, "expert_output", context);
+    take(piece);
   }
 }
 
@@ -142,21 +149,22 @@ void forward_experts(const LayerSpec& layer, const ExpertChunkView& chunk, const
     const Visits& extra = visits.forced[static_cast<size_t>(e - chunk.experts.begin)];
     if (routed.rows.empty() && extra.rows.empty()) continue;
     const ExpertWeights weights = chunk.weights(static_cast<int>(e));
-    const auto add = [&](int64_t first, const Tensor& y) {
-      const auto at = routed.rows.begin() + first;
+    const auto add = [&](const ExpertPiece& piece) {
+      const Tensor& y = piece.output;
+      const auto at = routed.rows.begin() + piece.first;
       std::vector<float> factors(static_cast<size_t>(y.dim(0)), 1.0f);
-      if (!moe.scales_input) std::copy_n(routed.weights.begin() + first, y.dim(0), factors.begin());
+      if (!moe.scales_input) std::copy_n(routed.weights.begin() + piece.first, y.dim(0), factors.begin());
       kernels::add_rows(group.hidden, {at, at + y.dim(0)}, factors, y);
     };
     run_expert(layer, static_cast<int>(e), weights, group.x, routed, false, context,
-               context.statistics_only ? std::function<void(int64_t, const Tensor&)>() : add);
+               context.statistics_only ? std::function<void(const ExpertPiece&)>() : add);
     run_expert(layer, static_cast<int>(e), weights, group.x, extra, true, context, nullptr);
   }
 }
 
 int64_t expert_scratch_bytes(const MoeSpec& moe, int64_t hidden, DType operand, int ranks, int64_t exchange_tokens) {
   const int64_t word = dtype_bytes(operand);
-  const int64_t computing = kRows * (moe.router.experts * 4 + hidden * (word + 4) + moe.intermediate * (8 + word) + hidden * 4);
+  const int64_t computing = kExpertRows * (moe.router.experts * 4 + hidden * (word + 4) + moe.intermediate * (8 + word) + hidden * 4);
   if (ranks == 1) return computing;
   // At worst all ranks' tokens want experts of this one.
   const int64_t visits = exchange_tokens * moe.router.top_k;

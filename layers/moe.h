@@ -85,10 +85,24 @@ struct Visits {
   }
 };
 
-/// Runs expert e on rows of x and hands over its outputs piece by piece: take(first, y) with y [n, H] f32 for visits first, first + 1, ...
-/// Without `take` only what statistics need is computed.
+/// One expert computed for visits first, first + 1, ... of n tokens; in buffers that the next piece reuses.
+struct ExpertPiece {
+  int64_t first = 0;
+  Tensor input;     ///< [n, H]: what gate and up, or gate_up, read
+  Tensor gate, up;  ///< [n, I] f32: what they made; of gate_up [n, 2·I] in `up`
+  Tensor inner;     ///< [n, I]: what down read
+  Tensor output;    ///< [n, H] f32
+};
+
+/// Runs expert e on rows of x and hands itself over to `take` piece by piece. Without `take` only what statistics need is computed.
 void run_expert(const LayerSpec& layer, int expert, const ExpertWeights& weights, const Tensor& x, const Visits& visits, bool forced,
-                const ExpertContext& context, const std::function<void(int64_t, const Tensor&)>& take);
+                const ExpertContext& context, const std::function<void(const ExpertPiece&)>& take);
+/// How the expert's gate_up columns are meant.
+kernels::GatedShape gated_shape(const MoeSpec& moe);
+/// logits = x · Wᵀ (+ b), [T, E] f32 in the buffer "router".
+Tensor router_logits(const RouterSpec& router, const std::map<std::string, Tensor>& vectors, const Tensor& x, Workspace& workspace);
+/// Rows of one expert, or of the router, computed at a time.
+constexpr int64_t kExpertRows = 1024;
 
 /// forward_experts over several ranks: tokens go to their experts' ranks and the outputs come back.
 void exchange_experts(const LayerSpec& layer, const ExpertChunkView& chunk, const ForcedVisits& forced, const ExpertContext& context,

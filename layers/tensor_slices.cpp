@@ -29,6 +29,12 @@ Range tensor_slice(const LinearSpec& linear, const AttentionHeads* attention, in
   throw bug("unknown split");
 }
 
+Range distinct_slice(const LinearSpec& linear, const AttentionHeads* attention, int64_t ranks, int64_t rank) {
+  const Range mine = tensor_slice(linear, attention, ranks, rank);
+  if (rank > 0 && mine == tensor_slice(linear, attention, ranks, rank - 1)) return {mine.end, mine.end};
+  return mine;
+}
+
 bool slices_partition(Split split, const AttentionHeads* attention, int64_t ranks) {
   if (split == Split::kWhole) return ranks == 1;
   return split != Split::kKeyValueHeads || attention->kv_heads >= ranks;

@@ -10,6 +10,9 @@ namespace ptq::layers {
 /// slices of several ranks may be the same. attention is the layer's (needed for head splits).
 parallel::Range tensor_slice(const LinearSpec& linear, const AttentionHeads* attention, int64_t ranks, int64_t rank);
 
+/// The same, but empty for a rank whose slice an earlier rank has too: the slices of all ranks, one after the other, are the whole.
+parallel::Range distinct_slice(const LinearSpec& linear, const AttentionHeads* attention, int64_t ranks, int64_t rank);
+
 /// True when the tensor's slices partition its rows, so that each rank may read and own its own; false for whole and replicated ones.
 bool slices_partition(Split split, const AttentionHeads* attention, int64_t ranks);
 

@@ -1,13 +1,10 @@
-// Tokens to their experts' ranks and outputs back. A token goes once to a rank however many of its experts are there; each expert's output
-// comes back by itself, so that the token's owner adds them in ascending order of experts as one rank alone would.
+#include "layers/token_exchange.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
-#include "layers/moe.h"
 
 namespace ptq::layers {
 
@@ -69,74 +66,97 @@ Outgoing address(const ChunkVisits& visits, parallel::Range chunk, int ranks, co
   return out;
 }
 
-/// A visit that arrived: its row among all received ones, and where its output goes back from.
-struct Arrival {
+/// A visit that arrived: its row among all received ones, and where its result goes back from.
+struct VisitHere {
   int64_t position, row, slot;
   float weight;
 };
 
-/// One block of this rank's tokens, with the blocks that the other ranks send at the same time.
+}  // namespace
+
+TokenExchange::TokenExchange(const MoeSpec& moe, const ExpertContext& context, const TokenGroup& group, int64_t begin, int64_t end,
+                             parallel::Range chunk, const ForcedVisits& forced)
+    : context_(context), visits_(chunk_visits(moe, group, begin, end, chunk, forced)) {
+  parallel::Communicator& ranks = *context.group;
+  Outgoing out = address(visits_, chunk, ranks.size(), group);
+  rows_in_ = ranks.all_to_all(out.row_counts);
+  slots_in_ = ranks.all_to_all(out.routed_counts);
+  const std::vector<int64_t> visits_in = ranks.all_to_all(out.visit_counts);
+  std::vector<VisitRecord> records(static_cast<size_t>(sum(visits_in)));
+  constexpr auto kRecord = static_cast<int64_t>(sizeof(VisitRecord));
+  ranks.all_to_all(out.visits.data(), scaled(out.visit_counts, kRecord), records.data(), scaled(visits_in, kRecord));
+  tokens_ = std::move(out.tokens);
+  rows_out_ = std::move(out.row_counts);
+  slots_out_ = std::move(out.routed_counts);
+
+  // Senders list routed visits first, and only those have a result.
+  const parallel::Range share = parallel::even_share(chunk.size(), ranks.size(), ranks.rank());
+  const int64_t first_expert = chunk.begin + share.begin;
+  std::vector<std::vector<VisitHere>> routed_here(static_cast<size_t>(share.size())), forced_here(routed_here.size());
+  int64_t record = 0, first_row = 0, first_slot = 0;
+  for (size_t r = 0; r < rows_in_.size(); ++r) {
+    for (int64_t i = 0; i < visits_in[r]; ++i, ++record) {
+      const VisitRecord& visit = records[static_cast<size_t>(record)];
+      auto& list = (visit.forced ? forced_here : routed_here)[static_cast<size_t>(visit.expert - first_expert)];
+      list.push_back({visit.position, first_row + visit.row, first_slot + i, visit.weight});
+    }
+    first_row += rows_in_[r];
+    first_slot += slots_in_[r];
+  }
+  for (size_t e = 0; e < routed_here.size(); ++e) {
+    if (routed_here[e].empty() && forced_here[e].empty()) continue;
+    Arrival arrival{.expert = static_cast<int>(first_expert + static_cast<int64_t>(e))};
+    for (auto* list : {&routed_here[e], &forced_here[e]}) {
+      std::sort(list->begin(), list->end(), [](const VisitHere& a, const VisitHere& b) { return a.position < b.position; });
+      Visits& ordered = list == &routed_here[e] ? arrival.routed : arrival.forced;
+      for (const VisitHere& visit : *list) ordered.add(visit.row, visit.position, visit.weight);
+    }
+    for (const VisitHere& visit : routed_here[e]) arrival.slots.push_back(visit.slot);
+    arrivals_.push_back(std::move(arrival));
+  }
+}
+
+int64_t TokenExchange::slots() const { return sum(slots_in_); }
+
+Tensor TokenExchange::send(const Tensor& x, const std::string& name) const {
+  Workspace& scratch = *context_.workspace;
+  Tensor sent = scratch.get("exchange_sent", {sum(rows_out_), x.dim(1)}, x.dtype());
+  if (!tokens_.empty()) kernels::gather_rows(x, tokens_, {}, sent);
+  Tensor rows = scratch.get(name, {sum(rows_in_), x.dim(1)}, x.dtype());
+  context_.group->all_to_all(sent.raw(), scaled(rows_out_, x.row_bytes()), rows.raw(), scaled(rows_in_, x.row_bytes()));
+  return rows;
+}
+
+Tensor TokenExchange::give_back(const Tensor& results, const std::string& name) const {
+  Tensor returned = context_.workspace->get(name, {sum(slots_out_), results.dim(1)}, DType::kF32);
+  context_.group->all_to_all(results.raw(), scaled(slots_in_, results.row_bytes()), returned.raw(),
+                             scaled(slots_out_, results.row_bytes()));
+  return returned;
+}
+
+namespace {
+
 void exchange_block(const LayerSpec& layer, const ExpertChunkView& chunk, const ForcedVisits& forced, const ExpertContext& context,
                     TokenGroup& group, int64_t begin, int64_t end) {
   const MoeSpec& moe = *layer.moe();
-  parallel::Communicator& ranks = *context.group;
-  Workspace& scratch = *context.workspace;
-  const ChunkVisits visits = chunk_visits(moe, group, begin, end, chunk.experts, forced);
-  const Outgoing out = address(visits, chunk.experts, ranks.size(), group);
-  const std::vector<int64_t> rows_in = ranks.all_to_all(out.row_counts), visits_in = ranks.all_to_all(out.visit_counts),
-                             routed_in = ranks.all_to_all(out.routed_counts);
-
-  std::vector<VisitRecord> arrived(static_cast<size_t>(sum(visits_in)));
-  constexpr auto kRecord = static_cast<int64_t>(sizeof(VisitRecord));
-  ranks.all_to_all(out.visits.data(), scaled(out.visit_counts, kRecord), arrived.data(), scaled(visits_in, kRecord));
-  const int64_t hidden = group.x.dim(1), row_bytes = hidden * dtype_bytes(context.operand);
-  Tensor sent = scratch.get("exchange_sent", {sum(out.row_counts), hidden}, context.operand);
-  if (!out.tokens.empty()) kernels::gather_rows(group.x, out.tokens, {}, sent);
-  Tensor rows = scratch.get("exchange_rows", {sum(rows_in), hidden}, context.operand);
-  ranks.all_to_all(sent.raw(), scaled(out.row_counts, row_bytes), rows.raw(), scaled(rows_in, row_bytes));
-
-  // Who came for which expert. Senders list routed visits first, and only those have an output.
-  const parallel::Range share = parallel::even_share(chunk.experts.size(), ranks.size(), ranks.rank());
-  const int64_t first_expert = chunk.experts.begin + share.begin;
-  std::vector<std::vector<Arrival>> routed(static_cast<size_t>(share.size())), extra(routed.size());
-  int64_t record = 0, first_row = 0, first_slot = 0;
-  for (size_t r = 0; r < rows_in.size(); ++r) {
-    for (int64_t i = 0; i < visits_in[r]; ++i, ++record) {
-      const VisitRecord& visit = arrived[static_cast<size_t>(record)];
-      auto& list = (visit.forced ? extra : routed)[static_cast<size_t>(visit.expert - first_expert)];
-      list.push_back({visit.position, first_row + visit.row, first_slot + i, visit.weight});
-    }
-    first_row += rows_in[r];
-    first_slot += routed_in[r];
-  }
-  Tensor outputs = scratch.get("exchange_outputs", {context.statistics_only ? 0 : first_slot, hidden}, DType::kF32);
+  const TokenExchange exchange(moe, context, group, begin, end, chunk.experts, forced);
+  const Tensor rows = exchange.send(group.x, "exchange_rows");
+  Tensor outputs =
+      context.workspace->get("exchange_outputs", {context.statistics_only ? 0 : exchange.slots(), group.x.dim(1)}, DType::kF32);
   if (chunk.skip) std::fill_n(outputs.data<float>(), outputs.numel(), 0.0f);
-  for (size_t i = 0; i < routed.size() && !chunk.skip; ++i) {
-    if (routed[i].empty() && extra[i].empty()) continue;
-    const int expert = static_cast<int>(first_expert + static_cast<int64_t>(i));
-    const ExpertWeights weights = chunk.weights(expert);
-    for (auto* list : {&routed[i], &extra[i]}) {
-      std::sort(list->begin(), list->end(), [](const Arrival& a, const Arrival& b) { return a.position < b.position; });
-      Visits ordered;
-      for (const Arrival& arrival : *list) ordered.add(arrival.row, arrival.position, arrival.weight);
-      if (list == &extra[i] || context.statistics_only) {
-        run_expert(layer, expert, weights, rows, ordered, list == &extra[i], context, nullptr);
-        continue;
-      }
-      run_expert(layer, expert, weights, rows, ordered, false, context, [&](int64_t first, const Tensor& y) {
-        parallel_for(y.dim(0), [&](int64_t t) {
-          const int64_t slot = (*list)[static_cast<size_t>(first + t)].slot;
-          std::copy_n(y.data<float>() + t * hidden, hidden, outputs.data<float>() + slot * hidden);
-        });
-      });
-    }
+  for (const TokenExchange::Arrival& arrival : exchange.arrivals()) {
+    if (chunk.skip) break;
+    const ExpertWeights weights = chunk.weights(arrival.expert);
+    const auto place = [&](const ExpertPiece& piece) { place_rows(piece.output, arrival.slots, piece.first, outputs); };
+    run_expert(layer, arrival.expert, weights, rows, arrival.routed, false, context,
+               context.statistics_only ? std::function<void(const ExpertPiece&)>() : place);
+    run_expert(layer, arrival.expert, weights, rows, arrival.forced, true, context, nullptr);
   }
   if (context.statistics_only) return;
 
-  Tensor returned = scratch.get("exchange_returned", {sum(out.routed_counts), hidden}, DType::kF32);
-  ranks.all_to_all(outputs.raw(), scaled(routed_in, hidden * 4), returned.raw(), scaled(out.routed_counts, hidden * 4));
+  const Tensor returned = exchange.give_back(outputs, "exchange_returned");
   int64_t at = 0;
-  for (const Visits& list : visits.routed) {  // ascending experts, which is the order they were sent in
+  for (const Visits& list : exchange.visits().routed) {
     const auto count = static_cast<int64_t>(list.rows.size());
     if (count == 0) continue;
     kernels::add_rows(group.hidden, list.rows, moe.scales_input ? std::vector<float>(list.rows.size(), 1.0f) : list.weights,
@@ -147,14 +167,25 @@ void exchange_block(const LayerSpec& layer, const ExpertChunkView& chunk, const 
 
 }  // namespace
 
-void exchange_experts(const LayerSpec& layer, const ExpertChunkView& chunk, const ForcedVisits& forced, const ExpertContext& context,
-                      TokenGroup& group) {
-  const int64_t tokens = group.x.dim(0);
+void place_rows(const Tensor& x, const std::vector<int64_t>& rows, int64_t first, Tensor& out) {
+  const int64_t width = x.dim(1);
+  parallel_for(x.dim(0), [&](int64_t i) {
+    const int64_t row = rows[static_cast<size_t>(first + i)];
+    std::copy_n(x.data<float>() + i * width, width, out.data<float>() + row * width);
+  });
+}
+
+void in_exchanged_blocks(const ExpertContext& context, int64_t tokens, const std::function<void(int64_t, int64_t)>& body) {
   int64_t blocks = (tokens + context.exchange_tokens - 1) / context.exchange_tokens;
   context.group->all_reduce_max(std::span<int64_t>(&blocks, 1));
   for (int64_t b = 0; b < blocks; ++b)
-    exchange_block(layer, chunk, forced, context, group, std::min(tokens, b * context.exchange_tokens),
-                   std::min(tokens, (b + 1) * context.exchange_tokens));
+    body(std::min(tokens, b * context.exchange_tokens), std::min(tokens, (b + 1) * context.exchange_tokens));
+}
+
+void exchange_experts(const LayerSpec& layer, const ExpertChunkView& chunk, const ForcedVisits& forced, const ExpertContext& context,
+                      TokenGroup& group) {
+  in_exchanged_blocks(context, group.x.dim(0),
+                      [&](int64_t begin, int64_t end) { exchange_block(layer, chunk, forced, context, group, begin, end); });
 }
 
 }  // namespace ptq::layers

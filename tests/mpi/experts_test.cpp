@@ -6,47 +6,19 @@
 #include <numeric>
 #include <set>
 
-#include "tests/mpi/world.h"
-#include "tests/unit/layers/tiny_experts.h"
+#include "tests/mpi/token_deals.h"
 
 namespace ptq::layers {
 namespace {
 
+using test::Deal;
+using test::deals;
 using test::ExpertKind;
 using test::ExpertSizes;
 using test::ExpertWitness;
+using test::routed_tokens;
 using test::TinyExperts;
 using test::world;
-
-/// Which rank has which of the tokens, ascending on each.
-struct Deal {
-  std::string name;
-  std::function<int(int64_t)> rank_of;
-  std::vector<int64_t> mine(int64_t tokens) const {
-    std::vector<int64_t> found;
-    for (int64_t t = 0; t < tokens; ++t)
-      if (rank_of(t) == world().rank()) found.push_back(t);
-    return found;
-  }
-};
-
-std::vector<Deal> deals() {
-  const int size = world().size();
-  return {{"one after the other", [=](int64_t t) { return static_cast<int>(t % size); }},
-          {"runs of uneven length", [=](int64_t t) { return t < 3    ? 0
-                                                            : t < 20 ? 1
-                                                                     : size - 1; }},
-          {"all on the first", [](int64_t) { return 0; }},
-          {"all on the last", [=](int64_t) { return size - 1; }},
-          {"none on the first", [=](int64_t t) { return 1 + static_cast<int>(t * 7 % (size - 1)); }}};
-}
-
-TokenGroup routed_tokens(const TinyExperts& model, int64_t tokens, DType operand) {
-  TokenGroup group = test::random_tokens(tokens, model.sizes().hidden, operand);
-  Workspace workspace;
-  route_tokens(model.moe(), model.vectors, workspace, group);
-  return group;
-}
 
 /// Hidden states of the group after all experts, computed by this rank alone.
 Tensor alone(const TinyExperts& model, const TokenGroup& whole, LayerHooks& hooks, const ForcedVisits& forced = {}) {
