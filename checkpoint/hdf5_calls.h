@@ -49,8 +49,10 @@ HdfType text_type(const Hdf& hdf);
 
 /// The numbers of a list, as they are stored and in memory.
 inline hid_t stored_type(float) { return H5T_IEEE_F32LE; }
+inline hid_t stored_type(double) { return H5T_IEEE_F64LE; }
 inline hid_t stored_type(int64_t) { return H5T_STD_I64LE; }
 inline hid_t native_type(float) { return H5T_NATIVE_FLOAT; }
+inline hid_t native_type(double) { return H5T_NATIVE_DOUBLE; }
 inline hid_t native_type(int64_t) { return H5T_NATIVE_INT64; }
 
 }  // namespace ptq::checkpoint

@@ -20,6 +20,10 @@ herr_t collect_attribute(hid_t, const char* name, const H5A_info_t*, void* out) 
   return 0;
 }
 
+const char* words_of(float) { return "32-bit floats"; }
+const char* words_of(double) { return "64-bit floats"; }
+const char* words_of(int64_t) { return "64-bit integers"; }
+
 template <class Number>
 bool holds(const Hdf& hdf, hid_t array) {
   const auto type = hdf.own<HdfType>(H5Dget_type(array), "H5Dget_type");
@@ -31,7 +35,7 @@ template <class Number>
 size_t extent_of(const Hdf& hdf, hid_t array, const std::string& name, int64_t file_bytes) {
   const auto space = hdf.own<HdfSpace>(H5Dget_space(array), "H5Dget_space");
   if (!holds<Number>(hdf, array) || H5Sget_simple_extent_ndims(space.get()) != 1)
-    hdf.fail("'" + name + "' is not a list of " + (sizeof(Number) == 4 ? "32-bit floats" : "64-bit integers"));
+    hdf.fail("'" + name + "' is not a list of " + words_of(Number()));
   hsize_t extent = 0;
   hdf.check(H5Sget_simple_extent_dims(space.get(), &extent, nullptr) == 1, "H5Sget_simple_extent_dims");
   // Before allocating: a damaged extent asks for any amount. Our arrays are stored plainly, so the file is never smaller than they are.
@@ -133,6 +137,7 @@ bool StatsReader::has_integers(const std::string& name) const {
 
 std::vector<float> StatsReader::floats(const std::string& name) const { return file_->read<float>(name); }
 std::vector<int64_t> StatsReader::integers(const std::string& name) const { return file_->read<int64_t>(name); }
+std::vector<double> StatsReader::doubles(const std::string& name) const { return file_->read<double>(name); }
 
 void StatsReader::floats(const std::string& name, std::span<float> values) const {
   const std::lock_guard lock(hdf_mutex());

@@ -28,6 +28,7 @@ class StatsReader {
   /// Throws a data Error for a name that is not in the file or another kind of numbers.
   std::vector<float> floats(const std::string& name) const;
   std::vector<int64_t> integers(const std::string& name) const;
+  std::vector<double> doubles(const std::string& name) const;
   /// The same into memory of the caller; also a data Error when there are not exactly so many.
   void floats(const std::string& name, std::span<float> values) const;
   std::map<std::string, std::string> attributes() const;

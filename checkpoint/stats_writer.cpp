@@ -82,6 +82,7 @@ StatsWriter::~StatsWriter() {
 
 void StatsWriter::put(const std::string& name, std::span<const float> values) { file_->put(name, values); }
 void StatsWriter::put(const std::string& name, std::span<const int64_t> values) { file_->put(name, values); }
+void StatsWriter::put(const std::string& name, std::span<const double> values) { file_->put(name, values); }
 
 void StatsWriter::put_link(const std::string& name, const std::string& file) {
   const std::lock_guard lock(hdf_mutex());

@@ -19,6 +19,7 @@ class StatsWriter {
   /// Names are not empty, have no empty part, no part "." and no NUL, and none is also a group.
   void put(const std::string& name, std::span<const float> values);
   void put(const std::string& name, std::span<const int64_t> values);
+  void put(const std::string& name, std::span<const double> values);
   void put_link(const std::string& name, const std::string& file);
   void put_attribute(const std::string& name, const std::string& text);
   /// Seals, fsyncs and renames: a reader sees all of it or nothing.

@@ -119,6 +119,7 @@ void backward_layer(const LayerSpec& layer, const LayerWeights& weights, const B
           } else if constexpr (std::is_same_v<Body, MlpSpec>) {
             return whole(mlp_backward(back, body, gradient));
           } else if constexpr (std::is_same_v<Body, MoeSpec>) {
+            require(routed != nullptr, "a layer with routed experts goes back with what they gave back");
             return mixture_backward(back, body, *routed, gradient);
           } else {
             return whole(back.from_whole(body.linear, gradient, "read"));

@@ -100,6 +100,33 @@ bool is_modelopt_int4(const Encoding& encoding) {
 
 bool matches(const std::string& pattern, const std::string& name) { return Pattern(pattern).matches(name); }
 
+std::set<std::string> ignored_modules(const layers::ModelSpec& model, const Recipe& recipe) {
+  const std::vector<Pattern> ignore(recipe.ignore.begin(), recipe.ignore.end());
+  std::set<std::string> modules;
+  for (const auto& layer : model.layers)
+    for (const auto& linear : layer.linears)
+      if (std::any_of(ignore.begin(), ignore.end(), [&](const Pattern& pattern) { return pattern.ignores(linear.module); }))
+        modules.insert(linear.module);
+  return modules;
+}
+
+Encoding encoding_of(Format format, const Recipe& recipe) {
+  Encoding encoding{format, find_dialect(recipe.dialect, recipe.where("output.dialect"))};
+  const bool has_choice = format == Format::kInt4 || format == Format::kInt4Fp8;
+  encoding.group_size = has_choice && recipe.group_size > 0 ? recipe.group_size : info(format).group_size;
+  return encoding;
+}
+
+void decide_smoothing_vectors(const layers::ModelSpec& model, const Recipe& recipe, std::map<std::string, Decision>& decisions) {
+  for (const auto& layer : model.layers)
+    for (const int linear : output_linears(layer)) {
+      const layers::LinearSpec& spec = layer.linears[static_cast<size_t>(linear)];
+      Encoding& encoding = decisions.at(spec.module).encoding;
+      encoding.pre_quant_scale = is_modelopt_int4(encoding) && !spec.is_stacked();
+    }
+  decide_stored_factors(model, recipe, decisions);
+}
+
 std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, const Recipe& recipe) {
   struct Candidate {
     const layers::LinearSpec* linear;
@@ -111,13 +138,6 @@ std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, c
   linears.push_back({&model.lm_head, nullptr});
 
   const Format base = find_format(recipe.format, recipe.where("quantization.format")).format;
-  const Dialect dialect = find_dialect(recipe.dialect, recipe.where("output.dialect"));
-  const auto encoding_of = [&](Format format) {
-    Encoding encoding{format, dialect};
-    const bool has_choice = format == Format::kInt4 || format == Format::kInt4Fp8;
-    encoding.group_size = has_choice && recipe.group_size > 0 ? recipe.group_size : info(format).group_size;
-    return encoding;
-  };
   const std::vector<Pattern> ignore(recipe.ignore.begin(), recipe.ignore.end());
   std::vector<Pattern> rules;
   std::vector<Format> rule_formats;
@@ -128,18 +148,18 @@ std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, c
   std::map<std::string, Decision> decisions;
   std::vector<int64_t> used(rules.size(), 0), ignored(rules.size(), 0);
   for (const auto& [linear, layer] : linears) {
-    Decision decision{encoding_of(base), recipe.preset.empty() ? "quantization.format" : "quantization.preset"};
+    Decision decision{encoding_of(base, recipe), recipe.preset.empty() ? "quantization.format" : "quantization.preset"};
     const std::string& name = linear->module;
     const auto pattern = std::find_if(ignore.begin(), ignore.end(), [&](const Pattern& p) { return p.ignores(name); });
     const bool is_ignored = pattern != ignore.end();
     for (size_t r = 0; r < rules.size(); ++r) {
       if (!rules[r].matches(name)) continue;
       (is_ignored ? ignored : used)[r] += 1;
-      decision = {encoding_of(rule_formats[r]), "rule " + std::to_string(r + 1) + ": " + rules[r].text()};
+      decision = {encoding_of(rule_formats[r], recipe), "rule " + std::to_string(r + 1) + ": " + rules[r].text()};
     }
-    if (is_ignored) decision = {encoding_of(Format::kNone), "ignore: " + pattern->text(), true};
+    if (is_ignored) decision = {encoding_of(Format::kNone, recipe), "ignore: " + pattern->text(), true};
     // A tied head is the embedding under another name: servers read one tensor for both.
-    if (!layer && model.tied && decision.encoding.is_quantized()) decision = {encoding_of(Format::kNone), "tied to the embedding"};
+    if (!layer && model.tied && decision.encoding.is_quantized()) decision = {encoding_of(Format::kNone, recipe), "tied to the embedding"};
     check_linear(*linear, decision, layer);
     decisions[name] = std::move(decision);
   }
@@ -154,15 +174,8 @@ std::map<std::string, Decision> decide_formats(const layers::ModelSpec& model, c
     throw user_error("rule '" + recipe.rules[r].match + "' matches no linear of this model", recipe.rules[r].where,
                      near.empty() ? "module names look like " + linears.front().linear->module : "did you mean '" + near + "'?");
   }
-  for (const auto& layer : model.layers) {
-    check_fused(layer, decisions);
-    for (const int linear : output_linears(layer)) {
-      const layers::LinearSpec& spec = layer.linears[static_cast<size_t>(linear)];
-      Encoding& encoding = decisions.at(spec.module).encoding;
-      encoding.pre_quant_scale = is_modelopt_int4(encoding) && !spec.is_stacked();
-    }
-  }
-  decide_stored_factors(model, recipe, decisions);
+  for (const auto& layer : model.layers) check_fused(layer, decisions);
+  decide_smoothing_vectors(model, recipe, decisions);
   return decisions;
 }
 

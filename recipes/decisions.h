@@ -31,6 +31,13 @@ bool is_modelopt_int4(const Encoding& encoding);
 /// Does `pattern` (glob with * and ?, or re:regex, over the whole name) match?
 bool matches(const std::string& pattern, const std::string& name);
 
+/// Names of the linears of the layers that quantization.ignore leaves out.
+std::set<std::string> ignored_modules(const layers::ModelSpec& model, const Recipe& recipe);
+/// How the recipe stores linears of this format; without what belongs to single linears.
+Encoding encoding_of(Format format, const Recipe& recipe);
+/// Sets Encoding::pre_quant_scale of linears that have one, given all other decisions.
+void decide_smoothing_vectors(const layers::ModelSpec& model, const Recipe& recipe, std::map<std::string, Decision>& decisions);
+
 /// True when some decision or the KV cache needs activations observed.
 bool needs_calibration(const std::map<std::string, Decision>& decisions, const Recipe& recipe);
 

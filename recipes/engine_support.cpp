@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 
 #include "kernels/core/error.h"
 
@@ -136,6 +137,17 @@ std::optional<ExportMetadata> changed(const ExportMetadata& metadata, Dialect di
   return other;
 }
 
+/// Runs all routed experts of a layer as one kernel, which has one format?
+bool fuses_experts(Engine engine) {
+  switch (engine) {
+    case kV:
+    case kS:
+    case kT:
+      return true;
+  }
+  return true;
+}
+
 bool is_asked_for(const Recipe& recipe, size_t engine) { return recipe.engine == "any" || recipe.engine == kNames[engine]; }
 
 bool loads_anywhere(const Recipe& recipe, const std::optional<ExportMetadata>& metadata) {
@@ -163,6 +175,28 @@ std::string nearest_that_loads(const Recipe& recipe, const ExportMetadata& metad
   return metadata.kv_cache_algo.empty() ? "choose another format or engine" : "choose another format, kv_cache or engine";
 }
 
+/// Of every engine that is asked for.
+std::string reasons_of(const Recipe& recipe, const ExportMetadata& metadata) {
+  std::string reasons;
+  for (size_t e = 0; e < kEngines.size(); ++e)
+    if (is_asked_for(recipe, e))
+      reasons += (reasons.empty() ? "" : "; ") + std::string(kNames[e]) + " " + refusal_of(kEngines[e], metadata);
+  return reasons;
+}
+
+/// Where a candidate is met, as far as the recipe tells.
+FormatUse use_of(const Recipe& recipe, const std::string& candidate) {
+  Recipe alone = recipe;
+  const Preset& preset = find_preset(candidate, recipe.where("quantization.autoquantize.formats"));
+  alone.format = preset.format;
+  alone.method = preset.method;
+  FormatUse use;
+  use.encoding = encoding_of(find_format(preset.format, "").format, alone);
+  const bool stores_factors = preset.method == "smoothquant" || (preset.method == "awq" && alone.fold() != "all");
+  use.encoding.pre_quant_scale = use.encoding.dialect == kMo && (stores_factors || is_modelopt_int4(use.encoding));
+  return use;
+}
+
 }  // namespace
 
 std::vector<EngineSupport> engine_support(const ExportMetadata& metadata, const std::string& output_path) {
@@ -179,12 +213,38 @@ std::vector<EngineSupport> engine_support(const ExportMetadata& metadata, const 
 
 void check_engine(const Recipe& recipe, const ExportMetadata& metadata) {
   if (loads_anywhere(recipe, metadata)) return;
-  std::string reasons;
-  for (size_t e = 0; e < kEngines.size(); ++e)
-    if (is_asked_for(recipe, e))
-      reasons += (reasons.empty() ? "" : "; ") + std::string(kNames[e]) + " " + refusal_of(kEngines[e], metadata);
-  throw user_error("no engine asked for loads such a checkpoint: " + reasons, recipe.where("output.engine"),
+  throw user_error("no engine asked for loads such a checkpoint: " + reasons_of(recipe, metadata), recipe.where("output.engine"),
                    nearest_that_loads(recipe, metadata));
+}
+
+void check_candidates(const Recipe& recipe) {
+  bool some_engine_splits = recipe.autoquantize.expert_granularity == "layer";
+  for (size_t e = 0; e < kEngines.size(); ++e)
+    some_engine_splits = some_engine_splits || (is_asked_for(recipe, e) && !fuses_experts(kEngines[e]));
+  if (!some_engine_splits)
+    throw user_error(std::string(recipe.engine == "any" ? "every engine" : recipe.engine) +
+                         " runs all routed experts of a layer as one kernel, which has one format",
+                     recipe.where("quantization.autoquantize.expert_granularity"), "use expert_granularity: layer");
+  const std::string where = recipe.where("quantization.autoquantize.formats");
+  ExportMetadata together;
+  together.dialect = find_dialect(recipe.dialect, recipe.where("output.dialect"));
+  std::set<Format> formats;
+  for (const std::string& name : recipe.autoquantize.formats) {
+    const FormatUse use = use_of(recipe, name);
+    if (!use.encoding.is_quantized()) continue;
+    ExportMetadata alone;
+    alone.dialect = together.dialect;
+    alone.formats = {use};
+    if (!loads_anywhere(recipe, alone)) {
+      const std::string fix = nearest_that_loads(recipe, alone);
+      throw user_error("no engine asked for loads the candidate " + name + ": " + reasons_of(recipe, alone), where,
+                       "take it off the list" + (fix.starts_with("use output.dialect") ? ", or " + fix : ""));
+    }
+    if (formats.insert(use.encoding.format).second) together.formats.push_back(use);
+  }
+  if (!loads_anywhere(recipe, together))
+    throw user_error("no engine asked for loads all candidates side by side: " + reasons_of(recipe, together), where,
+                     "take candidates off the list, or name an output.engine to see what it refuses");
 }
 
 }  // namespace ptq::recipes

@@ -23,4 +23,8 @@ std::vector<EngineSupport> engine_support(const ExportMetadata& metadata, const 
 /// dialect or preset that works.
 void check_engine(const Recipe& recipe, const ExportMetadata& metadata);
 
+/// What is wrong with autoquantize's candidates whatever the model: throws a user Error for one that no engine asked for loads, for several
+/// that none loads side by side, and for formats by expert where the engines run all experts of a layer as one kernel.
+void check_candidates(const Recipe& recipe);
+
 }  // namespace ptq::recipes

@@ -74,16 +74,12 @@ const std::vector<Preset>& all_presets() {
       {"w4a8_awq", "w4a8", "awq"},
       {"mxfp8", "mxfp8", "minmax"},
       {"mxfp4", "mxfp4", "minmax"},
+      {"auto", "none", "autoquantize"},
   };
   return presets;
 }
 
-const Preset& find_preset(const std::string& name, const std::string& where) {
-  if (name == "auto")
-    throw user_error("preset 'auto' is not supported by this version", where,
-                     "name a format, and others for some modules by quantization.rules");
-  return find_named(all_presets(), "preset", name, where);
-}
+const Preset& find_preset(const std::string& name, const std::string& where) { return find_named(all_presets(), "preset", name, where); }
 
 std::string dialect_name(Dialect dialect) { return kDialects[static_cast<size_t>(dialect)].name; }
 

@@ -48,7 +48,7 @@ const FormatInfo& info(Format format);
 const std::vector<FormatInfo>& all_formats();
 /// The format of that name. Throws a user Error with `where` and the list.
 const FormatInfo& find_format(const std::string& name, const std::string& where);
-/// The preset of that name; likewise. Says so when the name is one for a later version.
+/// The preset of that name; likewise.
 const Preset& find_preset(const std::string& name, const std::string& where);
 const std::vector<Preset>& all_presets();
 

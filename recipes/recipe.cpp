@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "kernels/core/error.h"
+#include "recipes/engine_support.h"
 #include "recipes/formats.h"
 #include "recipes/range.h"
 #include "recipes/section.h"
@@ -76,12 +78,66 @@ void read_range(Section range, Recipe& recipe) {
                      "99.99 leaves out one value of ten thousand");
 }
 
+void read_autoquantize(Section section, Recipe& recipe) {
+  AutoQuantizeRules& rules = recipe.autoquantize;
+  section.read("effective_bits", rules.effective_bits);
+  section.read("formats", rules.formats);
+  section.read("score_samples", rules.score_samples);
+  section.read("kl_checks", rules.kl_checks);
+  section.read_choice("cost", rules.cost, {"weights", "active_moe"});
+  section.read_choice("expert_granularity", rules.expert_granularity, {"layer", "expert"});
+  section.read("scores", rules.scores);
+  section.finish();
+  if (!(rules.effective_bits > 0 && std::isfinite(rules.effective_bits)))
+    throw user_error("'quantization.autoquantize.effective_bits' is not a positive number",
+                     recipe.where("quantization.autoquantize.effective_bits"), "4.8 is between nvfp4 (4.5) and fp8 (8)");
+  at_least(recipe, "quantization.autoquantize.score_samples", rules.score_samples, 1);
+  at_least(recipe, "quantization.autoquantize.kl_checks", rules.kl_checks, 1);
+}
+
+/// The presets that can be candidates, as a list for users.
+std::string candidate_names(Dialect dialect) {
+  std::string names;
+  for (const Preset& preset : all_presets()) {
+    const Format format = find_format(preset.format, "").format;
+    const bool is_held = dialect != Dialect::kDeepseekFp8 || format == Format::kFp8Blocks || format == Format::kNone;
+    if (preset.method != "autoquantize" && is_held) names += (names.empty() ? "" : ", ") + preset.name;
+  }
+  return names;
+}
+
+void check_candidate_list(const Recipe& recipe) {
+  const std::string where = recipe.where("quantization.autoquantize.formats");
+  const Dialect dialect = find_dialect(recipe.dialect, recipe.where("output.dialect"));
+  const std::string all = "use some of: " + candidate_names(dialect);
+  const std::vector<std::string>& names = recipe.autoquantize.formats;
+  for (const std::string& name : names) {
+    const auto preset = std::find_if(all_presets().begin(), all_presets().end(), [&](const Preset& p) { return p.name == name; });
+    if (preset == all_presets().end()) throw user_error("candidate '" + name + "' is no preset", where, all);
+    if (preset->method == "autoquantize") throw user_error("'" + name + "' cannot be a candidate of itself", where, all);
+    if (std::count(names.begin(), names.end(), name) > 1) throw user_error("candidate '" + name + "' is there twice", where, "keep one");
+    const Format format = find_format(preset->format, where).format;
+    if (dialect == Dialect::kDeepseekFp8 && format != Format::kFp8Blocks && format != Format::kNone)
+      throw user_error("dialect deepseek-fp8 holds fp8_pb_wo alone, not the candidate " + name, where,
+                       all + ", or output.dialect: modelopt");
+  }
+  if (std::all_of(names.begin(), names.end(), [](const std::string& name) { return name == "none"; }))
+    throw user_error("there is no candidate but none", where, all);
+}
+
 bool has_four_bits(Format format) {
   return format == Format::kInt4 || format == Format::kInt4Fp8 || format == Format::kNvfp4 || format == Format::kNvfp4WeightOnly;
 }
 
-/// Formats of the recipe, that of all modules first.
+/// Formats of the recipe, that of all modules first; with autoquantize none and those of the candidates.
 std::vector<Format> formats_of(const Recipe& recipe) {
+  if (recipe.method == "autoquantize") {
+    std::vector<Format> formats{Format::kNone};
+    const std::string where = recipe.where("quantization.autoquantize.formats");
+    for (const std::string& name : recipe.autoquantize.formats)
+      formats.push_back(find_format(find_preset(name, where).format, where).format);
+    return formats;
+  }
   std::vector<Format> formats{find_format(recipe.format, recipe.where("quantization.format")).format};
   for (const Rule& rule : recipe.rules) formats.push_back(find_format(rule.format, rule.where).format);
   return formats;
@@ -102,13 +158,35 @@ void check_range(const Recipe& recipe) {
                      recipe.where("quantization.range.weights"), "use weights: amax, or a format such as int4, int8, fp8_pc_pt or nvfp4");
 }
 
+/// What a search among formats leaves no room for.
+void check_autoquantize(const Recipe& recipe) {
+  const auto refuse = [&](const std::string& key, const std::string& why) {
+    throw user_error("quantization." + key + " and method autoquantize do not go together: " + why, recipe.where("quantization." + key),
+                     "remove it, or name a method");
+  };
+  if (recipe.range.weights != "amax" || recipe.range.activations != "amax") refuse("range", "candidates search ranges as their presets do");
+  if (!recipe.awq.fold.empty() && recipe.awq.fold != "all") refuse("awq.fold", "candidates share their folds, all the way");
+  if (!recipe.reuse.empty())
+    throw user_error("calibration.reuse and method autoquantize do not go together: scores need a forward pass",
+                     recipe.where("calibration.reuse"), "name calibration.data");
+}
+
 void check_method(const Recipe& recipe) {
-  const std::vector<Format> formats = formats_of(recipe);
   const std::string where = recipe.where("quantization.method");
-  if (recipe.method == "autoquantize")
-    throw user_error("method 'autoquantize' is not supported by this version", where, "use minmax, smoothquant or awq");
+  if (recipe.method == "autoquantize") {
+    check_candidate_list(recipe);
+    check_autoquantize(recipe);
+    if (recipe.format != "none")
+      throw user_error("autoquantize chooses the format of every linear, but one is given: " + recipe.format,
+                       recipe.where("quantization.format"), "remove it, and name candidates in quantization.autoquantize.formats");
+    if (!recipe.rules.empty())
+      throw user_error("autoquantize chooses the format of every linear, which leaves nothing to rules", recipe.rules[0].where,
+                       "remove quantization.rules; what must stay as it is can be named in quantization.ignore");
+    return;
+  }
   if (recipe.method != "minmax" && recipe.method != "smoothquant" && recipe.method != "awq")
-    throw user_error("method '" + recipe.method + "' is unknown", where, "use one of: minmax, smoothquant, awq");
+    throw user_error("method '" + recipe.method + "' is unknown", where, "use one of: minmax, smoothquant, awq, autoquantize");
+  const std::vector<Format> formats = formats_of(recipe);
   const bool has_int8 = std::count(formats.begin(), formats.end(), Format::kInt8) > 0;
   const bool has_four = std::any_of(formats.begin(), formats.end(), has_four_bits);
   if ((recipe.method == "smoothquant" && !has_int8) || (recipe.method == "awq" && !has_four))
@@ -141,7 +219,7 @@ void check_groups(const Recipe& recipe) {
 void check_dialect(const Recipe& recipe) {
   const Dialect dialect = find_dialect(recipe.dialect, recipe.where("output.dialect"));
   if (dialect == Dialect::kModelOpt) return;
-  if (recipe.method != "minmax" && recipe.fold() != "all")
+  if ((recipe.uses_method("awq") || recipe.uses_method("smoothquant")) && recipe.fold() != "all")
     throw user_error(
         "dialect " + recipe.dialect + " cannot hold smoothing factors beside a weight, as awq.fold: " + recipe.fold() + " stores them",
         recipe.where("quantization.awq.fold"), "use awq.fold: all, or output.dialect: modelopt");
@@ -173,7 +251,7 @@ void read_quantization(Section quantization, Recipe& recipe) {
   quantization.read_choice("fp8_quotient", recipe.fp8_quotient, {"exact", "modelopt"});
   read_smoothquant(quantization.section("smoothquant"), recipe);
   read_awq(quantization.section("awq"), recipe);
-  quantization.never("autoquantize", "it belongs to a method of a later one");
+  read_autoquantize(quantization.section("autoquantize"), recipe);
   quantization.finish();
 
   if (!recipe.preset.empty() && (has_format || has_method))
@@ -184,18 +262,21 @@ void read_quantization(Section quantization, Recipe& recipe) {
     recipe.format = preset.format;
     recipe.method = preset.method;
   } else {
-    if (!has_format && recipe.kv_cache == "none" && recipe.rules.empty())
+    if (!has_format && method != "autoquantize" && recipe.kv_cache == "none" && recipe.rules.empty())
       throw user_error("nothing says what to quantize to", recipe.file + "  quantization",
                        "write quantization: {preset: nvfp4} (or fp8, ...)");
     if (has_format) recipe.format = format;
     if (has_method) recipe.method = method;
   }
-  check_method(recipe);
-  check_range(recipe);
-  check_groups(recipe);
 }
 
 }  // namespace
+
+bool Recipe::uses_method(const std::string& name) const {
+  if (method != "autoquantize") return method == name;
+  return std::any_of(autoquantize.formats.begin(), autoquantize.formats.end(),
+                     [&](const std::string& candidate) { return find_preset(candidate, "").method == name; });
+}
 
 bool Recipe::is_overridden(const std::string& key) const {
   return std::any_of(overridden.begin(), overridden.end(), [&](const std::string& set) {
@@ -291,7 +372,11 @@ Recipe parse_recipe(const std::string& text, const std::string& file, const std:
   at_least(recipe, "output.max_shard_size", recipe.max_shard_size, 1);
   if (recipe.device == "cuda")
     throw user_error("this build has no CUDA backend", recipe.where("device"), "use device: cpu, or build with ./dev build cuda");
+  check_method(recipe);
+  check_range(recipe);
+  check_groups(recipe);
   check_dialect(recipe);
+  if (recipe.method == "autoquantize") check_candidates(recipe);
   return recipe;
 }
 

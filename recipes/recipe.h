@@ -34,6 +34,9 @@ struct AwqRules {
   bool clip = true;
   bool error_feedback = true;
   std::string fold;  ///< all | modelopt | none; "": all, but modelopt for engine tensorrt-llm
+  // Not for recipes to say: AutoQuantize's candidates share their folds.
+  bool smooth = true;          ///< false: scales and codes alone are searched
+  bool powers_of_two = false;  ///< of all factors, so that folding them rounds nothing
 };
 
 /// quantization.range: see recipes/range.h.
@@ -41,6 +44,17 @@ struct RangeRules {
   std::string weights = "amax";      ///< amax | mse: of every group, row or block that has a scale
   std::string activations = "amax";  ///< amax | percentile | mse: of inputs with one static scale
   double percentile = 99.99;         ///< of magnitudes, that the range covers
+};
+
+/// quantization.autoquantize: a format for every group of linears, within a budget of bits.
+struct AutoQuantizeRules {
+  double effective_bits = 4.8;                           ///< stored bits per weight that all groups may have together
+  std::vector<std::string> formats{"nvfp4_awq", "fp8"};  ///< presets; `none` is a candidate in any case
+  int64_t score_samples = 128;
+  int64_t kl_checks = 3;                     ///< best mixes whose KL to the original is measured
+  std::string cost = "weights";              ///< weights | active_moe: routed experts count by the share of them that a token visits
+  std::string expert_granularity = "layer";  ///< layer | expert: what of the routed experts has one format
+  std::string scores;                        ///< scores.h5 of an earlier run; "": none
 };
 
 struct Recipe {
@@ -59,7 +73,7 @@ struct Recipe {
 
   std::string preset;  ///< "" when spelled out
   std::string format = "none";
-  std::string method = "minmax";  ///< minmax | smoothquant | awq
+  std::string method = "minmax";  ///< minmax | smoothquant | awq | autoquantize
   std::string kv_cache = "none";
   std::vector<std::string> ignore{"lm_head"};
   std::vector<Rule> rules;
@@ -68,6 +82,7 @@ struct Recipe {
   RangeRules range;
   SmoothQuantRules smoothquant;
   AwqRules awq;
+  AutoQuantizeRules autoquantize;
 
   MoeRules moe;
   int64_t tensor = 1, pipeline = 1, expert = 1;
@@ -84,6 +99,8 @@ struct Recipe {
   bool verify = true;
   bool report = true;
 
+  /// Is it the method, or that of one of autoquantize's candidates?
+  bool uses_method(const std::string& name) const;
   /// What becomes of smoothing factors: all | modelopt | none. By default TensorRT-LLM gets them beside the weights where it reads them.
   std::string fold() const {
     if (!awq.fold.empty()) return awq.fold;

@@ -47,14 +47,23 @@ std::string to_yaml(const Recipe& recipe, bool all) {
       << recipe.range.weights << YAML::Key << "activations" << YAML::Value << recipe.range.activations << YAML::Key << "percentile"
       << YAML::Value << shortest(recipe.range.percentile) << YAML::EndMap;
   out << YAML::Key << "fp8_quotient" << YAML::Value << recipe.fp8_quotient;
-  if (recipe.method == "smoothquant")
+  if (recipe.uses_method("smoothquant"))
     out << YAML::Key << "smoothquant" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "alpha" << YAML::Value
         << (recipe.smoothquant.alpha_auto ? "auto" : shortest(recipe.smoothquant.alpha)) << YAML::EndMap;
-  if (recipe.method == "awq") {
+  if (recipe.uses_method("awq")) {
     out << YAML::Key << "awq" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "grid" << YAML::Value << recipe.awq.grid
         << YAML::Key << "clip" << YAML::Value << recipe.awq.clip << YAML::Key << "error_feedback" << YAML::Value
         << recipe.awq.error_feedback;
     if (!recipe.awq.fold.empty()) out << YAML::Key << "fold" << YAML::Value << recipe.awq.fold;
+    out << YAML::EndMap;
+  }
+  if (recipe.method == "autoquantize") {
+    const AutoQuantizeRules& rules = recipe.autoquantize;
+    out << YAML::Key << "autoquantize" << YAML::Value << YAML::BeginMap << YAML::Key << "effective_bits" << YAML::Value
+        << shortest(rules.effective_bits) << YAML::Key << "formats" << YAML::Value << YAML::Flow << rules.formats << YAML::Key
+        << "score_samples" << YAML::Value << rules.score_samples << YAML::Key << "kl_checks" << YAML::Value << rules.kl_checks << YAML::Key
+        << "cost" << YAML::Value << rules.cost << YAML::Key << "expert_granularity" << YAML::Value << rules.expert_granularity;
+    if (!rules.scores.empty()) out << YAML::Key << "scores" << YAML::Value << rules.scores;
     out << YAML::EndMap;
   }
   out << YAML::EndMap;

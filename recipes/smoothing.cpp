@@ -18,7 +18,7 @@ namespace {
 int64_t searched_rows_of(int64_t in) { return in <= 2048 ? 256 : 128; }
 
 /// The activity of every channel, tied channels together: by `merge` of their values.
-std::vector<double> tied(const Tensor& values, const ChannelTies& ties, bool mean) {
+std::vector<double> tied(const Tensor& values, const std::vector<int32_t>& ties, bool mean) {
   const auto n = static_cast<size_t>(values.numel());
   std::vector<double> result(values.data<float>(), values.data<float>() + n);
   if (ties.empty()) return result;
@@ -34,6 +34,11 @@ std::vector<double> tied(const Tensor& values, const ChannelTies& ties, bool mea
     result[c] = mean ? merged[tie] / counts[tie] : merged[tie];
   }
   return result;
+}
+
+float allowed(double factor, int octaves) {
+  const double bounded = std::clamp(factor, 1e-4, 1e4);
+  return static_cast<float>(octaves == 0 ? bounded : std::exp2(octaves * std::nearbyint(std::log2(bounded) / octaves)));
 }
 
 }  // namespace
@@ -66,11 +71,11 @@ void merge_values(std::span<double> values, parallel::Communicator& ranks) {
   for (size_t i = 0; i < values.size(); ++i) values[i] = std::bit_cast<double>(bits[i]);
 }
 
-Tensor smoothing_factors(SmoothingRule rule, const InputStatistics& input, const Tensor& weights, const ChannelTies& ties,
+Tensor smoothing_factors(SmoothingRule rule, const InputStatistics& input, const Tensor& weights, const FactorLimits& limits,
                          Exponents exponents) {
   const bool awq = rule == SmoothingRule::kAwq;
-  const std::vector<double> largest = tied(input.amax, ties, false), weight = tied(weights, ties, awq),
-                            usual = awq ? tied(input.mean_abs, ties, true) : std::vector<double>();
+  const std::vector<double> largest = tied(input.amax, limits.ties, false), weight = tied(weights, limits.ties, awq),
+                            usual = awq ? tied(input.mean_abs, limits.ties, true) : std::vector<double>();
   const double beta = awq ? exponents.beta : 1.0 - exponents.alpha;
   Tensor factors = Tensor::empty({input.amax.numel()}, DType::kF32);
   double least = 0, most = 0;
@@ -83,8 +88,7 @@ Tensor smoothing_factors(SmoothingRule rule, const InputStatistics& input, const
     most = std::max(most, raw[c]);
   }
   const double middle = most > 0 ? std::sqrt(least * most) : 1.0;
-  for (size_t c = 0; c < raw.size(); ++c)
-    factors.data<float>()[c] = raw[c] == 0 ? 1.0f : static_cast<float>(std::clamp(raw[c] / middle, 1e-4, 1e4));
+  for (size_t c = 0; c < raw.size(); ++c) factors.data<float>()[c] = raw[c] == 0 ? 1.0f : allowed(raw[c] / middle, limits.octaves);
   return factors;
 }
 
@@ -162,8 +166,8 @@ std::vector<double> shared_alphas(int64_t grid) {
 }
 
 ChosenSmoothing choose_smoothing(SmoothingRule rule, const std::vector<SmoothedWeight>& weights, const InputStatistics& input,
-                                 const Tensor& magnitudes, const ChannelTies& ties, int64_t grid, const std::vector<double>& other_losses,
-                                 parallel::Communicator& ranks) {
+                                 const Tensor& magnitudes, const FactorLimits& limits, int64_t grid,
+                                 const std::vector<double>& other_losses, parallel::Communicator& ranks) {
   std::vector<SmoothingLoss> losses;
   int64_t rows = 0;
   for (const SmoothedWeight& weight : weights) {
@@ -172,7 +176,9 @@ ChosenSmoothing choose_smoothing(SmoothingRule rule, const std::vector<SmoothedW
   }
   using Point = std::pair<double, double>;  // alpha, beta
   std::map<Point, double> found;
-  const auto factors_of = [&](const Point& point) { return smoothing_factors(rule, input, magnitudes, ties, {point.first, point.second}); };
+  const auto factors_of = [&](const Point& point) {
+    return smoothing_factors(rule, input, magnitudes, limits, {point.first, point.second});
+  };
   const auto look = [&](const std::vector<Point>& points) {
     std::vector<Point> fresh;
     for (const Point& point : points)

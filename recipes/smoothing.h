@@ -31,8 +31,11 @@ struct SmoothedWeight {
   Tensor column_amax;     ///< [K] f32: of all weights that share its global scale, or of itself
 };
 
-/// Channels that must have the same factor have the same number, from 0; empty: none must.
-using ChannelTies = std::vector<int32_t>;
+/// Which factors are allowed.
+struct FactorLimits {
+  std::vector<int32_t> ties;  ///< by channel; channels with the same number, from 0, have the same factor; empty: none must
+  int octaves = 0;            ///< n: powers of 2ⁿ alone, which change no significand; 0: any
+};
 
 /// How factors follow from magnitudes by channel.
 enum class SmoothingRule {
@@ -46,7 +49,7 @@ struct Exponents {
 
 /// The factors [K] f32 of these exponents, divided by the root of the product of their extremes. Channels that are always zero have 1.
 /// weights [K] f32: mean|w| (kAwq) or max|w| (kSmoothQuant) by channel, over all weights that the factors multiply.
-Tensor smoothing_factors(SmoothingRule rule, const InputStatistics& input, const Tensor& weights, const ChannelTies& ties,
+Tensor smoothing_factors(SmoothingRule rule, const InputStatistics& input, const Tensor& weights, const FactorLimits& limits,
                          Exponents exponents);
 
 struct ChosenSmoothing {
@@ -60,8 +63,8 @@ std::vector<double> shared_alphas(int64_t grid);
 /// 1/grid. other_losses: what else depends on the factors, one for each of shared_alphas, the same on every rank; only those are then
 /// tried; empty: nothing else. Losses are sums over rows of all ranks in their order: every rank finds the same. Collective over `ranks`.
 ChosenSmoothing choose_smoothing(SmoothingRule rule, const std::vector<SmoothedWeight>& weights, const InputStatistics& input,
-                                 const Tensor& magnitudes, const ChannelTies& ties, int64_t grid, const std::vector<double>& other_losses,
-                                 parallel::Communicator& ranks);
+                                 const Tensor& magnitudes, const FactorLimits& limits, int64_t grid,
+                                 const std::vector<double>& other_losses, parallel::Communicator& ranks);
 
 /// The losses of candidate factors for some rows of one weight: what choose_smoothing adds up.
 class SmoothingLoss {

@@ -1,6 +1,7 @@
 #include "recipes/smoothing_plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "recipes/weight_solver.h"
 
@@ -30,6 +31,7 @@ class Planner {
       plan.rule = rule();
       plan.searched = recipe_.method == "awq" || recipe_.smoothquant.alpha_auto;
       plan.place = place_of(readers, group.fold);
+      plan.octaves = octaves_of(group.fold);
       const bool own = std::any_of(group.linears.begin(), group.linears.end(), [&](int i) { return is_searched(i); });
       plan.needs.channels = true;
       plan.needs.gram = own && recipe_.method == "awq";
@@ -41,7 +43,11 @@ class Planner {
     }
     const layers::MoeSpec* moe = layer_.moe();
     smoothing.experts = smoothing.experts && moe && is_searched(moe->experts.front().down);
-    if (smoothing.experts) smoothing.experts_down = place_of({moe->experts.front().down}, layers::expert_fold(layer_, 0));
+    if (smoothing.experts) {
+      const layers::Fold fold = layers::expert_fold(layer_, 0);
+      smoothing.experts_down = place_of({moe->experts.front().down}, fold);
+      smoothing.octaves = octaves_of(fold);
+    }
     return smoothing;
   }
 
@@ -53,14 +59,25 @@ class Planner {
     return recipe_.method == "awq" ? is_solvable(format) : format == Format::kInt8;
   }
 
+  /// A row that takes the root of a factor takes a power of two only from a power of four.
+  int octaves_of(const layers::Fold& fold) const {
+    return !recipe_.awq.powers_of_two ? 0 : fold.kind == layers::Fold::Kind::kRows ? static_cast<int>(std::lround(1 / fold.power)) : 1;
+  }
+
   Place place_of(const std::vector<int>& readers, const layers::Fold& fold) {
+    if (!recipe_.awq.smooth) return Place::kNone;
     // SmoothQuant in ModelOpt's layout stores all of its factors.
-    const bool stores = recipe_.dialect == "modelopt" && (recipe_.method == "smoothquant" || recipe_.fold() == "none");
+    const bool stores =
+        !recipe_.awq.powers_of_two && recipe_.dialect == "modelopt" && (recipe_.method == "smoothquant" || recipe_.fold() == "none");
     const bool norms_only = recipe_.fold() == "modelopt";
     if (stores || (norms_only && fold.kind != layers::Fold::Kind::kNorm)) return Place::kStored;
     const std::string& module = layer_.linears[static_cast<size_t>(readers.front())].module;
     if (fold.kind == layers::Fold::Kind::kNone) {
       notes_.push_back({module, "its input is not smoothed: nothing before it can take the factors"});
+      return Place::kNone;
+    }
+    if (recipe_.awq.powers_of_two && fold.kind == layers::Fold::Kind::kNorm && fold.norm.kind == layers::NormSpec::Kind::kLayerNorm1p) {
+      notes_.push_back({module, "its input is not smoothed: a norm around one does not scale exactly"});
       return Place::kNone;
     }
     std::vector<int> changed = readers;

@@ -22,6 +22,7 @@ struct GroupPlan {
   SmoothingRule rule = SmoothingRule::kAwq;
   Place place = Place::kFolded;
   bool searched = true;  ///< the exponent; else smoothquant.alpha
+  int octaves = 0;       ///< see FactorLimits
   InputNeeds needs;
 };
 
@@ -30,6 +31,7 @@ struct LayerSmoothing {
   std::vector<GroupPlan> groups;  ///< consumers first
   bool experts = false;           ///< routed experts take part: their inputs with a group's, their down projections by themselves
   GroupPlan::Place experts_down = GroupPlan::Place::kNone;  ///< what becomes of the factors of their down projections
+  int octaves = 0;                                          ///< of those factors
   const GroupPlan* find(int input_group) const;
 };
 

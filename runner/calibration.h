@@ -62,6 +62,9 @@ class Calibration : public SweepClient, private layers::LayerHooks {
   const std::vector<GroupChoice>& choices() const { return choices_; }
   /// Of experts that this rank searched.
   const std::vector<recipes::ScaleNote>& expert_notes() const { return expert_notes_; }
+  /// How folding changed the source's tensors, where factors are powers of two: of this rank's share of layers and experts, each told by
+  /// one rank.
+  FoldExponents& folds() { return folds_; }
   /// Of this rank.
   const recipes::SearchSeconds& search_seconds() const { return seconds_; }
   const std::vector<recipes::ScaleNote>& notes() const { return notes_; }
@@ -151,6 +154,7 @@ class Calibration : public SweepClient, private layers::LayerHooks {
   checkpoint::Stats stats_;
   std::vector<recipes::ScaleNote> notes_, expert_notes_;
   std::vector<GroupChoice> choices_;
+  FoldExponents folds_;
 };
 
 /// Throws a data Error naming the tensor if its rows hold NaN or Inf; else their amax. Integer tensors give 0.

@@ -179,6 +179,7 @@ void Calibration::search_layer(const LayerTensors& tensors, recipes::LayerStatis
                   [this](const layers::LinearSpec& linear, const Tensor& weight, const Tensor& row_scales, int64_t first_row,
                          const recipes::LinearScales& scales) { write_rows(linear, weight, row_scales, first_row, scales); });
   solver_->solve(losses, statistics);
+  if (recipe_.awq.powers_of_two && mesh_.stage().rank() == 0) solver_->record(folds_);
   choices_.insert(choices_.end(), solver_->choices().begin(), solver_->choices().end());
   if (experts != expert_solvers_.end()) {
     experts->second.settle(solver_->expert_factors(), statistics);
@@ -235,6 +236,7 @@ void Calibration::write_searched_experts(const ExpertChunk& chunk) {
           for (const auto& part : recipes::encoded_tensors(encoding, linear))
             if (owner_writes(encoding, linear, part)) output_.push(part.tensor.name, 0, recipes::constant_part(part, linear, scales));
         });
+    if (recipe_.awq.powers_of_two) solver.record(static_cast<int>(e), folds_);
     if (solver.is_starved(static_cast<int>(e)))
       expert_notes_.push_back({layer.moe()->module + "." + std::to_string(e),
                                "fewer tokens than channels reached it: its weights are rounded without error feedback"});

@@ -10,11 +10,12 @@
 
 namespace ptq::runner {
 
-void copy_rest(const SourceModel& source, const ExportPlan& plan, const parallel::Mesh& mesh, OutputStream& output) {
+void copy_tensors(const checkpoint::Reader& reader, const std::vector<std::string>& names, const parallel::Mesh& mesh,
+                  OutputStream& output) {
   constexpr int64_t kPiece = int64_t{16} << 20;
   std::vector<LoadUnit> units;
-  for (const std::string& name : plan.copied) {
-    const checkpoint::TensorEntry& entry = source.reader->at(name);
+  for (const std::string& name : names) {
+    const checkpoint::TensorEntry& entry = reader.at(name);
     const int64_t rows = entry.shape.empty() ? 1 : entry.shape[0];
     if (rows == 0 || entry.bytes == 0) continue;
     const parallel::Range share = world_share(rows, mesh);
@@ -23,12 +24,12 @@ void copy_rest(const SourceModel& source, const ExportPlan& plan, const parallel
       units.push_back({{&entry, {begin, std::min(share.end, begin + step)}}});
   }
   const std::vector<LoadUnit> pieces = units;
-  WeightLoader loader(*source.reader, std::move(units), 2 * kPiece);
+  WeightLoader loader(reader, std::move(units), 2 * kPiece);
   mesh.world().together([&] {
     for (const LoadUnit& piece : pieces) {
       const Tensor rows = loader.take().front();
       const checkpoint::TensorEntry& entry = *piece.front().tensor;
-      checked_amax(rows, entry.name, source.reader->folder() + "/" + entry.file);
+      checked_amax(rows, entry.name, reader.folder() + "/" + entry.file);
       output.push(entry.name, piece.front().rows.begin * rows.row_bytes(), rows);
     }
   });

@@ -105,6 +105,13 @@ RowScore total(parallel::Communicator& world, const std::vector<RowScore>& mine,
   return sum;
 }
 
+RowScore score_rows(parallel::Communicator& world, EvaluatedModel& model, EvaluatedModel* reference, const TokenRows& share) {
+  std::vector<RowScore> scores(share.ids.size());
+  for (int64_t m = 0; m < model.micro_batches(); ++m)
+    score_batch(model, reference, m, labels_of(share.ids, model.batch(m), share.first), scores, share.first);
+  return total(world, scores, static_cast<int64_t>(share.lengths.size()));
+}
+
 void print_result(const EvaluateOptions& options, const RowScore& sum, int64_t rows) {
   Json result{{"model", options.model},
               {"perplexity", std::exp(sum.loss / sum.tokens)},
@@ -162,6 +169,11 @@ void write_logits(const EvaluateOptions& options, EvaluatedModel& model, paralle
 
 }  // namespace
 
+double mean_kl(parallel::Communicator& world, EvaluatedModel& model, EvaluatedModel& reference, const TokenRows& share) {
+  const RowScore sum = score_rows(world, model, &reference, share);
+  return sum.kl / std::max(1.0, sum.tokens);
+}
+
 void evaluate(parallel::Session& session, const EvaluateOptions& options) {
   parallel::Communicator& world = session.world();
   Rows rows;
@@ -195,10 +207,7 @@ void evaluate(parallel::Session& session, const EvaluateOptions& options) {
     settings.fp32 = options.fp32 || options.reference_fp32;
     open(reference, options.reference);
   }
-  std::vector<RowScore> scores(share.ids.size());
-  for (int64_t m = 0; m < model->micro_batches(); ++m)
-    score_batch(*model, reference ? &*reference : nullptr, m, labels_of(share.ids, model->batch(m), share.first), scores, share.first);
-  const RowScore sum = total(world, scores, static_cast<int64_t>(rows.size()));
+  const RowScore sum = score_rows(world, *model, reference ? &*reference : nullptr, share);
   if (sum.tokens == 0) throw parallel::AgreedError(user_error("the text has no document of two tokens or more", options.text));
   if (world.rank() == 0) print_result(options, sum, static_cast<int64_t>(rows.size()));
 }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "parallel/session.h"
+#include "runner/evaluated_model.h"
 #include "runner/run_log.h"
 
 namespace ptq::runner {
@@ -21,5 +22,9 @@ struct EvaluateOptions {
 /// Collective over the world: rows are spread over the ranks. Prints the result on rank 0's stdout; losses are summed in row order, so it
 /// does not depend on the number of ranks. Throws Errors.
 void evaluate(parallel::Session& session, const EvaluateOptions& options);
+
+/// Mean KL(reference || model) of a token, in nats, over all ranks' rows; both ran over the rows `share` of this rank, TokenRows::run of
+/// all. Losses are summed in row order. Collective over `world`.
+double mean_kl(parallel::Communicator& world, EvaluatedModel& model, EvaluatedModel& reference, const TokenRows& share);
 
 }  // namespace ptq::runner

@@ -86,7 +86,7 @@ void ExpertSolver::look(const ExpertChunk& chunk, std::unique_ptr<ExpertInputs> 
       // SmoothQuant with weights in it would need all experts' before any: their part is left out.
       Tensor ones = Tensor::empty(input.amax.shape(), DType::kF32);
       std::fill_n(ones.data<float>(), ones.numel(), 1.0f);
-      candidates_.push_back(recipes::smoothing_factors(plan_->rule, input, ones, {}, {alpha, 0.0}));
+      candidates_.push_back(recipes::smoothing_factors(plan_->rule, input, ones, {.octaves = plan_->octaves}, {alpha, 0.0}));
     }
   const auto self = parallel::make_self_communicator();
   for (int64_t e = chunk.owned.begin; e < chunk.owned.end; ++e) {
@@ -101,14 +101,15 @@ void ExpertSolver::look(const ExpertChunk& chunk, std::unique_ptr<ExpertInputs> 
       const bool tries = plan_->searched && smoothing_.experts_down != GroupPlan::Place::kNone;
       const recipes::InputStatistics inner = inputs->read(expert, true, tried_needs(linears.down, tries));
       if (smoothing_.experts_down != GroupPlan::Place::kNone) {
+        const recipes::FactorLimits limits{.octaves = smoothing_.octaves};
         if (plan_->searched) {
           const recipes::SmoothedWeight weight{encoding(linears.down), down, 0, down.dim(0), down_amax};
           seen.down_factors = recipes::choose_smoothing(plan_->rule, {weight}, inner,
-                                                        plan_->rule == recipes::SmoothingRule::kAwq ? column_mean_of(down) : down_amax, {},
-                                                        recipe_.awq.grid, {}, *self)
+                                                        plan_->rule == recipes::SmoothingRule::kAwq ? column_mean_of(down) : down_amax,
+                                                        limits, recipe_.awq.grid, {}, *self)
                                   .factors;
         } else {
-          seen.down_factors = recipes::smoothing_factors(plan_->rule, inner, down_amax, {}, {recipe_.smoothquant.alpha, 0.0});
+          seen.down_factors = recipes::smoothing_factors(plan_->rule, inner, down_amax, limits, {recipe_.smoothquant.alpha, 0.0});
         }
         if (smoothing_.experts_down == GroupPlan::Place::kStored)
           seen.down_factors = recipes::reciprocal(kernels::converted(stored_form(seen.down_factors), DType::kF32));
@@ -195,6 +196,23 @@ Tensor ExpertSolver::stored_factors(int expert, int linear) const {
   const auto seen = seen_.find(expert);
   if (smoothing_.experts_down != GroupPlan::Place::kStored || seen == seen_.end() || !seen->second.down_factors.defined()) return Tensor();
   return stored_form(seen->second.down_factors);
+}
+
+void ExpertSolver::record(int expert, FoldExponents& folds) const {
+  const auto seen = seen_.find(expert);
+  if (smoothing_.experts_down != GroupPlan::Place::kFolded || seen == seen_.end() || !seen->second.down_factors.defined()) return;
+  const Tensor& factors = seen->second.down_factors;
+  const layers::Fold fold = layers::expert_fold(layer_, expert);
+  const layers::LinearSpec& down = layer_.linears[static_cast<size_t>(moe_.experts[static_cast<size_t>(expert)].down)];
+  const layers::LinearSpec& maker = layer_.linears[static_cast<size_t>(fold.linear)];
+  const Tensor rows = row_factors(fold, maker.out, factors);
+  if (down.is_stacked()) {  // [in, out]
+    folds.scale_rows(down.tensor(".weight"), factors, down.stack, expert);
+    folds.scale_columns(maker.tensor(".weight"), rows, maker.stack, expert);
+  } else {
+    folds.scale_columns(down.tensor(".weight"), factors);
+    folds.scale_rows(maker.tensor(".weight"), rows);
+  }
 }
 
 void ExpertSolver::write(int expert, layers::ExpertWeights weights, const std::function<recipes::LinearScales(int linear)>& scales,

@@ -36,6 +36,8 @@ class ExpertSolver {
   void write(int expert, layers::ExpertWeights weights, const std::function<recipes::LinearScales(int linear)>& scales, const Write& write);
   /// pre_quant_scale of an expert's linear, where it stores one; undefined otherwise.
   Tensor stored_factors(int expert, int linear) const;
+  /// How the expert's tensors change where the factors of its down projection, powers of two, are folded.
+  void record(int expert, FoldExponents& folds) const;
   /// Had this expert too few tokens for error feedback? Known after write().
   bool is_starved(int expert) const { return starved_.count(expert) > 0; }
 

@@ -10,9 +10,13 @@
 namespace ptq::runner {
 
 ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe) {
+  return plan_export(source, recipe, recipes::decide_formats(source.spec, recipe));
+}
+
+ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe, std::map<std::string, recipes::Decision> decisions) {
   const layers::ModelSpec& model = source.spec;
   ExportPlan plan;
-  plan.decisions = recipes::decide_formats(model, recipe);
+  plan.decisions = std::move(decisions);
   recipes::check_kv_cache(model, recipe);
   const recipes::Dialect dialect = recipes::find_dialect(recipe.dialect, recipe.where("output.dialect"));
 

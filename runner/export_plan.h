@@ -22,5 +22,7 @@ struct ExportPlan {
 
 /// Throws user Errors (decisions, engine).
 ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe);
+/// With formats that were decided elsewhere.
+ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe, std::map<std::string, recipes::Decision> decisions);
 
 }  // namespace ptq::runner

@@ -61,6 +61,28 @@ Tensor LayerSolver::row_factors(int linear) const {
   return found == rows_.end() ? Tensor() : found->second;
 }
 
+void LayerSolver::record(FoldExponents& folds) const {
+  for (const auto& [plan, columns] : folded_) {
+    const layers::SmoothingGroup& group = plan->group;
+    std::vector<int> readers = group.linears;
+    for (size_t i = 0; group.feeds_experts && i < layer_.linears.size(); ++i)
+      if (layer_.linears[i].is_routed() && layer_.linears[i].feeds_down) readers.push_back(static_cast<int>(i));
+    for (const int reader : readers) {
+      const layers::LinearSpec& linear = layer_.linears[static_cast<size_t>(reader)];
+      if (!linear.is_stacked()) folds.scale_columns(linear.tensor(".weight"), columns);
+      for (int64_t e = 0; linear.is_stacked() && e < linear.stack; ++e)
+        folds.scale_rows(linear.tensor(".weight"), columns, linear.stack, e);
+    }
+    if (group.feeds_experts) folds.scale_columns(layer_.moe()->router.module + ".weight", columns);
+    if (group.fold.kind == layers::Fold::Kind::kNorm) folds.scale_columns(group.fold.norm.module + ".weight", recipes::reciprocal(columns));
+  }
+  for (const auto& [linear, rows] : rows_) {
+    const layers::LinearSpec& maker = layer_.linears[static_cast<size_t>(linear)];
+    folds.scale_rows(maker.tensor(".weight"), rows);
+    if (maker.has_bias) folds.scale_columns(maker.tensor(".bias"), rows);
+  }
+}
+
 void LayerSolver::solve(const ExpertLosses& experts, recipes::LayerStatistics& statistics) {
   statistics_ = &statistics;
   for (const GroupPlan& plan : smoothing_.groups) solve_group(plan, experts);
@@ -190,21 +212,22 @@ void LayerSolver::solve_group(const GroupPlan& plan, const ExpertLosses& experts
   if (!linears.empty()) weights = searched_weights(plan);
   Tensor columns;
   if (plan.place != GroupPlan::Place::kNone) {
-    recipes::ChannelTies ties;
-    if (plan.place == GroupPlan::Place::kFolded && plan.group.fold.kind == layers::Fold::Kind::kRows) ties = plan.group.fold.rows;
+    recipes::FactorLimits limits{.octaves = plan.octaves};
+    if (plan.place == GroupPlan::Place::kFolded && plan.group.fold.kind == layers::Fold::Kind::kRows) limits.ties = plan.group.fold.rows;
     const Tensor magnitudes = weight_magnitudes(plan, weights, input.amax.numel());
     const recipes::Stopwatch watch(seconds_.factors);
     recipes::ChosenSmoothing chosen;
     if (plan.searched) {
-      chosen = recipes::choose_smoothing(plan.rule, weights, input, magnitudes, ties, recipe_.awq.grid,
+      chosen = recipes::choose_smoothing(plan.rule, weights, input, magnitudes, limits, recipe_.awq.grid,
                                          plan.group.feeds_experts ? experts.by_alpha : std::vector<double>(), stage_);
     } else {
       chosen.exponents.alpha = recipe_.smoothquant.alpha;
-      chosen.factors = recipes::smoothing_factors(plan.rule, input, magnitudes, ties, chosen.exponents);
+      chosen.factors = recipes::smoothing_factors(plan.rule, input, magnitudes, limits, chosen.exponents);
     }
     choices_.push_back({layer_.index, linears.empty() ? layer_.moe()->module : layer_.linears[static_cast<size_t>(linears.front())].module,
                         chosen.exponents, chosen.loss, chosen.plain_loss});
     columns = apply(plan, chosen.factors);
+    if (plan.place == GroupPlan::Place::kFolded) folded_.emplace_back(&plan, columns);
     if (plan.group.feeds_experts) expert_factors_ = {columns, chosen.exponents.alpha};
   }
   weights.clear();

@@ -11,6 +11,7 @@
 #include "recipes/minmax.h"
 #include "recipes/smoothing_plan.h"
 #include "recipes/weight_solver.h"
+#include "runner/folded_reader.h"
 #include "runner/sweep.h"
 
 namespace ptq::runner {
@@ -57,6 +58,8 @@ class LayerSolver {
   const std::vector<GroupChoice>& choices() const { return choices_; }
   /// Of the group that routed experts read.
   const SolvedFactors& expert_factors() const { return expert_factors_; }
+  /// How the source's tensors change where the factors, powers of two, are folded; of routed experts' tensors what this layer does to them.
+  void record(FoldExponents& folds) const;
   /// What each channel of the values is multiplied by: rows of the linear that makes them; undefined: ones.
   Tensor row_factors(int linear) const;
 
@@ -85,9 +88,10 @@ class LayerSolver {
   recipes::SearchSeconds& seconds_;
   Write write_;
   recipes::LayerStatistics* statistics_ = nullptr;
-  std::map<int, size_t> shares_;  ///< linear -> index in tensors_
-  std::map<int, Tensor> rows_;    ///< linear -> [out] factors on its rows
-  std::map<int, Tensor> stored_;  ///< input group -> pre_quant_scale
+  std::map<int, size_t> shares_;                                      ///< linear -> index in tensors_
+  std::map<int, Tensor> rows_;                                        ///< linear -> [out] factors on its rows
+  std::map<int, Tensor> stored_;                                      ///< input group -> pre_quant_scale
+  std::vector<std::pair<const recipes::GroupPlan*, Tensor>> folded_;  ///< what the group's columns were multiplied by
   std::map<std::string, Tensor> replaced_;
   std::map<int, bool> written_;
   SolvedFactors expert_factors_;

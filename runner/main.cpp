@@ -16,6 +16,7 @@
 #include "runner/inspect.h"
 #include "runner/machine.h"
 #include "runner/quantize.h"
+#include "runner/solve.h"
 #include "runner/verify.h"
 
 namespace {
@@ -25,6 +26,7 @@ using namespace ptq;
 struct Arguments {
   runner::QuantizeOptions quantize;
   runner::EvaluateOptions evaluate;
+  runner::SolveOptions solve;
   std::string inspect_path, tokenize_model, verify_folder, verify_source, verify_engine, device = "auto", compute = "bf16",
                                                                                          reference_compute;
   bool json = false, no_special = false, quiet = false, verbose = false;
@@ -86,6 +88,15 @@ void describe(CLI::App& app, Arguments& arguments) {
   tokenize->add_option("MODEL", arguments.tokenize_model, "folder with tokenizer.json")->required();
   tokenize->add_flag("--no-special", arguments.no_special, "without special tokens");
   add_common(*tokenize, arguments);
+
+  auto* solve = app.add_subcommand("solve", "AutoQuantize's decisions for other budgets, from the scores of a run; no weights are read");
+  solve->add_option("SCORES", arguments.solve.scores, "scores.h5")->required();
+  solve->add_option("--effective-bits", arguments.solve.effective_bits, "stored bits per weight, e.g. 4.5,5,6")
+      ->required()
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  solve->add_flag("--json", arguments.solve.json, "print one JSON list");
+  add_common(*solve, arguments);
 }
 
 void tokenize(const Arguments& arguments) {
@@ -155,6 +166,9 @@ void dispatch(parallel::Session& session, CLI::App& app, Arguments& arguments) {
   } else if (command == "verify") {
     set_up_compute(session, arguments);
     verify(session, arguments);
+  } else if (command == "solve") {
+    arguments.solve.verbose = arguments.verbose;
+    world.on_root([&] { runner::solve(arguments.solve); });
   } else {
     world.on_root([&] { command == "inspect" ? runner::inspect(arguments.inspect_path, arguments.json) : tokenize(arguments); });
   }

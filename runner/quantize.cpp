@@ -10,8 +10,9 @@
 #include "kernels/ops.h"
 #include "recipes/engine_support.h"
 #include "recipes/version.h"
-#include "runner/calibration.h"
+#include "runner/autoquantize.h"
 #include "runner/calibration_rows.h"
+#include "runner/calibration_run.h"
 #include "runner/copied_tensors.h"
 #include "runner/machine.h"
 #include "runner/mesh_shape.h"
@@ -40,8 +41,15 @@ recipes::Recipe read_recipe(Communicator& world, const QuantizeOptions& options)
   text.resize(static_cast<size_t>(bytes));
   world.broadcast(text.data(), bytes, 0);
   recipes::Recipe recipe;
-  world.together([&] { recipe = recipes::parse_recipe(text, options.recipe_path, options.overrides); });
+  world.together([&] {
+    recipe = recipes::parse_recipe(text, options.recipe_path, options.overrides);
+    // Without scores nothing would be quantized.
+  });
   return recipe;
+}
+
+int64_t host_memory(const recipes::Recipe& recipe, const parallel::Session& session) {
+  return recipe.host_memory > 0 ? recipe.host_memory : default_host_memory(session.local_ranks());
 }
 
 /// Everything from the plan on: what fails here takes the work folder with it.
@@ -62,8 +70,9 @@ class Job {
   void find_activations();
   std::string describe_activations() const;
   void calibrate_and_write(const parallel::Mesh& mesh);
-  /// Every stage's coverage on every rank; throws when it is less than the recipe asks for. Collective.
-  void check_coverage(const std::vector<recipes::LayerCoverage>& mine);
+  /// The same with AutoQuantize's choice of formats.
+  void choose_and_write(const parallel::Mesh& mesh);
+  void keep(CalibrationResult result);
   void publish();
 
   Communicator& world_;
@@ -72,7 +81,8 @@ class Job {
   RunLog& log_;
   SourceModel source_;
   ExportPlan plan_;
-  std::unique_ptr<ReusedStatistics> reused_;  ///< or nullptr
+  std::unique_ptr<ReusedStatistics> reused_;    ///< or nullptr
+  std::unique_ptr<AutoQuantize> autoquantize_;  ///< or nullptr
   std::vector<std::vector<int32_t>> rows_;
   int64_t tokens_ = 0;                             ///< of all rows
   std::map<std::string, std::string> attributes_;  ///< of the statistics
@@ -89,6 +99,7 @@ bool Job::prepare() {
     check_tensors(source_);
     record_.shape = mesh_shape(source_.spec, recipe_, world_.size());
     plan_ = plan_export(source_, recipe_);
+    if (recipe_.method == "autoquantize") autoquantize_ = std::make_unique<AutoQuantize>(recipe_, source_);
   });
   log_.line(fmt::format("{}: {} with {} layers, {} in {} tensors", recipe_.model_path, source_.spec.family, source_.spec.layers.size(),
                         human_bytes(static_cast<double>(source_.weight_bytes)), source_.reader->tensors().size()));
@@ -126,12 +137,13 @@ bool Job::prepare() {
 
 void Job::find_activations() {
   world_.together([&] {
-    const bool needed = recipes::needs_calibration(plan_.decisions, recipe_);
+    const bool needed = autoquantize_ || recipes::needs_calibration(plan_.decisions, recipe_);
     const bool searches = needed && (recipe_.method == "awq" || (recipe_.method == "smoothquant" && recipe_.smoothquant.alpha_auto));
     if (!recipe_.reuse.empty()) reused_ = std::make_unique<ReusedStatistics>(recipe_, source_.fingerprint, searches);
     forward_ = needed && !reused_;
     if (forward_ || (reused_ && !recipe_.calibration_data.empty())) rows_ = read_rows(recipe_, source_);
     record_.data_fingerprint = rows_fingerprint(rows_);
+    if (autoquantize_) autoquantize_->find_scores(record_.data_fingerprint, rows_.size());
     if (!reused_) return;
     if (!recipe_.calibration_data.empty() && record_.data_fingerprint != reused_->data_fingerprint())
       throw user_error("the statistics in calibration.reuse are of other data than calibration.data",
@@ -164,15 +176,22 @@ void Job::run() {
   work_ = recipe_.output_path + ".work";
   world_.on_root([&] {
     const int64_t grams = recipe_.keep_gram && (forward_ || reused_) ? gram_file_bytes(source_.spec) : 0;
-    lock_ = make_work_folder(work_, recipe_.output_path, plan_.layout.tensor_bytes() + grams);
+    const int64_t candidates = autoquantize_ ? autoquantize_->scratch_bytes() : 0;
+    lock_ = make_work_folder(work_, recipe_.output_path, plan_.layout.tensor_bytes() + grams + candidates);
     owns_work_ = true;
     if (forward_ || reused_) checkpoint::make_folder(StatisticsFiles{work_ + "/ptq-runner"}.details());
-    checkpoint::ShardWriter::create(work_, plan_.layout);
+    if (!autoquantize_) checkpoint::ShardWriter::create(work_, plan_.layout);
   });
   log_.keep_in(work_ + "/ptq-runner/run.jsonl");
   const parallel::Mesh mesh = parallel::Mesh::make(world_, record_.shape);
-  calibrate_and_write(mesh);
-  world_.on_root([&] { write_companions(work_, source_, plan_); });
+  if (autoquantize_)
+    choose_and_write(mesh);
+  else
+    calibrate_and_write(mesh);
+  world_.on_root([&] {
+    write_companions(work_, source_, plan_);
+    checkpoint::write_text(work_ + "/ptq-runner/recipe.yaml", recipes::to_yaml(recipe_, true));  // tells verification what may have changed
+  });
   log_.event("written", {{"peak_bytes", peak_resident_bytes()}});
   if (recipe_.verify) {
     const VerifyResult verified = verify_export(work_, recipe_.model_path, &plan_.layout, world_);
@@ -192,85 +211,38 @@ void Job::run() {
 }
 
 void Job::calibrate_and_write(const parallel::Mesh& mesh) {
-  SweepOptions options;
-  options.forward = forward_;
-  options.operand = recipe_.compute == "fp32" ? DType::kF32 : DType::kBF16;
-  options.hidden = options.operand;
-  options.host_memory = recipe_.host_memory > 0 ? recipe_.host_memory : default_host_memory(session_.local_ranks());
-  options.scratch = recipe_.scratch.empty() ? work_ : recipe_.scratch;
-  Sweep sweep(source_.spec, *source_.reader, mesh, TokenRows::dealt(rows_, record_.shape.data, mesh.data_rank()), options);
-
-  constexpr int64_t kQueue = int64_t{16} << 20;
-  OutputStream output(checkpoint::ShardWriter::open(work_, plan_.layout), kQueue);
-  std::vector<int64_t> lengths;
-  for (const auto& row : rows_) lengths.push_back(static_cast<int64_t>(row.size()));
-  Calibration calibration(source_, recipe_, plan_, mesh, output, lengths, {{work_ + "/ptq-runner"}, attributes_.at("run"), reused_.get()});
-  SweepProgress last;
-  sweep.run(calibration, [&](const SweepProgress& progress) {
-    const double layer_seconds = progress.seconds - last.seconds;
-    const double left =
-        progress.seconds / static_cast<double>(progress.layers_done) * static_cast<double>(progress.layers - progress.layers_done);
-    log_.event("layer", {{"layer", progress.layers_done},
-                         {"layer_seconds", layer_seconds},
-                         {"forward_seconds", progress.forward_seconds - last.forward_seconds},
-                         {"read_wait_seconds", progress.wait_seconds - last.wait_seconds},
-                         {"bytes_read", progress.bytes_read - last.bytes_read},
-                         {"resident_bytes", resident_bytes()},
-                         {"peak_bytes", peak_resident_bytes()}});
-    const double layers_now = static_cast<double>(progress.layers_done - last.layers_done);
-    std::string text = human_bytes(static_cast<double>(progress.bytes_read - last.bytes_read) / std::max(layer_seconds, 1e-9)) + "/s";
-    if (forward_)
-      text = fmt::format("{:.0f} tokens/s a layer, ", static_cast<double>(progress.tokens) * layers_now / std::max(layer_seconds, 1e-9)) +
-             text;
-    log_.progress(progress.layers_done, progress.layers,
-                  fmt::format("{}, peak {}, {} left", text, human_bytes(static_cast<double>(peak_resident_bytes())), human_seconds(left)));
-    last = progress;
-  });
-  if (sweep.spilled()) log_.line("hidden states did not fit into memory.host and were spilled to " + options.scratch);
-  if (sweep.streamed_experts() > 0)
-    log_.line(fmt::format("a layer's experts did not fit into memory.host: {} at a time", sweep.streamed_experts()));
-  world_.agree(calibration.error());
-  check_coverage(mesh.stage().rank() == 0 ? calibration.coverage() : std::vector<recipes::LayerCoverage>{});
-  calibration.quantize_head(sweep);
-  const recipes::SearchSeconds& search = calibration.search_seconds();
-  log_.event("search", {{"gram_seconds", search.gram},
-                        {"factor_seconds", search.factors},
-                        {"scale_seconds", search.scales},
-                        {"feedback_seconds", search.feedback}});
-  log_.event("sweep",
-             {{"seconds_total", last.seconds}, {"forward_seconds", last.forward_seconds}, {"read_wait_seconds", last.wait_seconds}});
-  copy_rest(source_, plan_, mesh, output);
-  output.finish();
-  world_.agree(output.error());
-
-  // Every stage's first data and tensor rank holds its layers' statistics; they are small, and the first rank writes them.
-  stats_ = gather_statistics(world_, mesh.stage().rank() == 0 ? calibration.statistics() : checkpoint::Stats{});
+  const CalibrationInput input{source_, recipe_, plan_, rows_, work_, attributes_, reused_.get(), host_memory(recipe_, session_)};
+  keep(run_calibration(input, mesh, log_));
   if (reused_) stats_.integers.insert(reused_->all().integers.begin(), reused_->all().integers.end());
-  std::string notes;
-  if (mesh.stage().rank() == 0)
-    for (const auto& note : calibration.notes()) notes += note.module + "\t" + note.note + "\n";
-  for (const auto& note : calibration.expert_notes()) notes += note.module + "\t" + note.note + "\n";
-  record_.notes = parse_notes(world_.gather_texts(notes));
-  record_.choices = gather_choices(world_, mesh.stage().rank() == 0 ? calibration.choices() : std::vector<GroupChoice>{});
-  for (const auto& note : record_.notes) log_.warning(note.module + ": " + note.note);
-  int64_t totals[3] = {source_.reader->bytes_read(), output.bytes_written(), 0};
-  world_.all_reduce_sum(std::span<int64_t>(totals));
-  log_.event("transferred", {{"bytes_read", totals[0]}, {"bytes_written", totals[1]}});
 }
 
-void Job::check_coverage(const std::vector<recipes::LayerCoverage>& mine) {
-  record_.coverage = gather_coverage(world_, mine);
-  if (record_.coverage.empty()) return;
-  for (const auto& layer : record_.coverage)
-    if (!layer.starved.empty()) log_.event("starved_experts", {{"module", layer.module}, {"experts", layer.starved}});
-  log_.line(fmt::format("{:.2f} % of the experts saw at least {} tokens", 100 * recipes::covered_fraction(record_.coverage),
-                        recipe_.moe.min_tokens_per_expert));
-  world_.together([&] { recipes::check_coverage(record_.coverage, recipe_); });
+void Job::keep(CalibrationResult result) {
+  stats_ = std::move(result.statistics);
+  record_.coverage = std::move(result.coverage);
+  record_.notes = std::move(result.notes);
+  record_.choices = std::move(result.choices);
+  for (const auto& note : record_.notes) log_.warning(note.module + ": " + note.note);
+}
+
+void Job::choose_and_write(const parallel::Mesh& mesh) {
+  autoquantize_->run(world_, record_.shape, rows_, attributes_, work_, host_memory(recipe_, session_), log_);
+  keep(std::move(autoquantize_->calibration()));
+  record_.autoquantize = autoquantize_->report();
+  plan_ = autoquantize_->plan();
+  world_.on_root([&] { checkpoint::ShardWriter::create(work_, plan_.layout); });
+  constexpr int64_t kQueue = int64_t{16} << 20;
+  OutputStream output(checkpoint::ShardWriter::open(work_, plan_.layout), kQueue);
+  std::vector<std::string> names;
+  for (const auto& [name, place] : plan_.layout.places()) names.push_back(name);
+  copy_tensors(autoquantize_->tensors(), names, mesh, output);
+  output.finish();
+  world_.agree(output.error());
+  world_.barrier();
+  world_.on_root([&] { autoquantize_->remove_candidates(work_); });
 }
 
 void Job::publish() {
   world_.on_root([&] {
-    checkpoint::write_text(work_ + "/ptq-runner/recipe.yaml", recipes::to_yaml(recipe_, true));
     if (recipe_.report && has_report(record_))
       checkpoint::write_text(work_ + "/ptq-runner/report.json", run_report(recipe_, record_).dump(2) + "\n");
     if (!stats_.arrays.empty()) {

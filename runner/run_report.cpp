@@ -51,7 +51,7 @@ std::vector<GroupChoice> gather_choices(parallel::Communicator& world, const std
   return all;
 }
 
-bool has_report(const RunRecord& record) { return !record.coverage.empty() || !record.choices.empty(); }
+bool has_report(const RunRecord& record) { return !record.coverage.empty() || !record.choices.empty() || !record.autoquantize.is_null(); }
 
 Json run_report(const recipes::Recipe& recipe, const RunRecord& record) {
   Json report{{"program", recipes::kProgram}, {"reused", path_or_null(record.reused)}};
@@ -66,6 +66,7 @@ Json run_report(const recipes::Recipe& recipe, const RunRecord& record) {
                          {"loss_unsmoothed", choice.plain_loss}});
     report["smoothing"] = choices;
   }
+  if (!record.autoquantize.is_null()) report["autoquantize"] = record.autoquantize;
   if (record.coverage.empty()) return report;
   Json layers = Json::array();
   for (const auto& layer : record.coverage)

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <numeric>
 
 #include "kernels/ops.h"
 #include "runner/embedding.h"
@@ -20,40 +19,6 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
 }
 
 }  // namespace
-
-layers::LayerWeights SweepClient::weights(const LayerTensors& tensors) const {
-  layers::LayerWeights weights;
-  weights.linears.resize(tensors.layer->linears.size());
-  for (const auto& spec : tensors.specs) {
-    const Tensor& slice = tensors.slices.at(spec.name);
-    if (spec.linear < 0) {
-      weights.vectors[spec.name] = slice;
-      continue;
-    }
-    auto& linear = weights.linears[static_cast<size_t>(spec.linear)];
-    (spec.is_weight() ? linear.weight : linear.bias) = slice;
-  }
-  return weights;
-}
-
-void place_expert_tensor(const layers::TensorSpec& spec, const Tensor& stored, layers::LinearWeights& linear) {
-  if (!spec.is_weight()) {
-    linear.bias = stored.reshaped({stored.numel()});
-  } else if (spec.expert != layers::kAllExperts) {
-    linear.weight = stored;
-  } else {
-    linear.weight = Tensor::empty({stored.dim(2), stored.dim(1)}, stored.dtype());
-    kernels::transpose(stored.reshaped({stored.dim(1), stored.dim(2)}), linear.weight);
-  }
-}
-
-layers::ExpertWeights SweepClient::expert_weights(const ExpertChunk& chunk, int expert) const {
-  const layers::ExpertLinears& linears = chunk.layer->moe()->experts[static_cast<size_t>(expert)];
-  layers::ExpertWeights weights;
-  const auto& specs = chunk.specs_of(expert);
-  for (size_t i = 0; i < specs.size(); ++i) place_expert_tensor(specs[i], chunk.of(expert)[i], weights.of(linears, specs[i].linear));
-  return weights;
-}
 
 Sweep::Sweep(const layers::ModelSpec& model, const checkpoint::Reader& reader, const parallel::Mesh& mesh, TokenRows rows,
              SweepOptions options)
@@ -73,10 +38,15 @@ TokenRows TokenRows::run(const std::vector<std::vector<int32_t>>& all, int64_t r
   return mine;
 }
 
-void Sweep::embed() {
+HiddenStore Sweep::open_store(bool spill) const {
   std::vector<int64_t> counts;
   for (int64_t m = 0; m < micro_batches(); ++m) counts.push_back(token_share(m).size());
-  store_ = HiddenStore::open(counts, model_.hidden, options_.hidden, spill_ ? options_.scratch : "");
+  return HiddenStore::open(counts, model_.hidden, options_.hidden, spill ? options_.scratch : "");
+}
+
+void Sweep::embed() {
+  store_ = open_store(spill_);
+  for (size_t l = 0; options_.keep_inputs && l < model_.layers.size(); ++l) inputs_.push_back(open_store(spills_inputs_));
   // Some micro-batches at a time: the rows they look up lie in memory together.
   constexpr int64_t kRoom = int64_t{64} << 20;
   const checkpoint::TensorEntry& table = reader_.at(model_.embedding);
@@ -84,7 +54,7 @@ void Sweep::embed() {
     std::vector<std::vector<int32_t>> ids;
     for (int64_t bytes = 0; begin + static_cast<int64_t>(ids.size()) < micro_batches();) {
       const int64_t m = begin + static_cast<int64_t>(ids.size());
-      bytes += counts[static_cast<size_t>(m)] * table.row_bytes();
+      bytes += token_share(m).size() * table.row_bytes();
       if (bytes > kRoom && !ids.empty()) break;
       const Range share = token_share(m);
       const auto& all = batch_ids_[static_cast<size_t>(m)];
@@ -95,38 +65,6 @@ void Sweep::embed() {
   }
 }
 
-LayerTensors Sweep::take_layer(const SweepClient& client, WeightLoader& loader, int64_t layer) const {
-  LayerTensors tensors;
-  tensors.layer = &model_.layers[static_cast<size_t>(layer)];
-  for (auto& spec : client.tensors(*tensors.layer))
-    if (spec.expert == layers::kNoExpert) tensors.specs.push_back(std::move(spec));
-  tensors.shares = loader.take();
-  for (const auto& spec : tensors.specs)
-    tensors.placements.push_back(place(*tensors.layer, spec, reader_.at(spec.name).rows(), mesh_, client.row_unit(*tensors.layer, spec)));
-  return tensors;
-}
-
-void Sweep::assemble(LayerTensors& tensors, bool vectors_only) const {
-  for (size_t i = 0; i < tensors.specs.size(); ++i) {
-    if (vectors_only && tensors.specs[i].is_weight()) continue;
-    const Placement& placement = tensors.placements[i];
-    const Tensor& share = tensors.shares[i];
-    Tensor slice = share;
-    if (placement.shares.size() > 1) {
-      const int64_t rows = std::accumulate(placement.shares.begin(), placement.shares.end(), int64_t{0});
-      const checkpoint::TensorEntry& entry = reader_.at(tensors.specs[i].name);
-      Shape shape = entry.shape;
-      if (!shape.empty()) shape[0] = rows;
-      slice = Tensor::empty(shape, entry.dtype);
-      std::vector<int64_t> bytes;
-      for (const int64_t count : placement.shares) bytes.push_back(count * entry.row_bytes());
-      (placement.over_stage ? mesh_.stage() : mesh_.data()).all_gather(share.raw(), bytes, slice.raw());
-      if (placement.over_stage && placement.slice.size() != rows) slice = slice.rows(placement.slice.begin, placement.slice.end);
-    }
-    tensors.slices[tensors.specs[i].name] = slice;
-  }
-}
-
 std::vector<LoadUnit> Sweep::load_units(const SweepClient& client) const {
   const auto stage = static_cast<size_t>(mesh_.pipeline_rank());
   std::vector<LoadUnit> units;
@@ -134,13 +72,7 @@ std::vector<LoadUnit> Sweep::load_units(const SweepClient& client) const {
     const auto first = window.boundaries[stage], last = window.boundaries[stage + 1];
     for (int64_t l = first; l < last; ++l) {
       const layers::LayerSpec& layer = model_.layers[static_cast<size_t>(l)];
-      LoadUnit unit;
-      for (const auto& spec : client.tensors(layer)) {
-        if (spec.expert != layers::kNoExpert) continue;
-        const checkpoint::TensorEntry& entry = reader_.at(spec.name);
-        unit.push_back({&entry, place(layer, spec, entry.rows(), mesh_, client.row_unit(layer, spec)).share});
-      }
-      units.push_back(std::move(unit));
+      units.push_back(layer_unit(client, layer, reader_, mesh_));
     }
     // Then the experts in the order they are computed in, and once more where the layer's statistics come before their last sight.
     for (const bool again : {false, true})
@@ -157,6 +89,7 @@ std::vector<LoadUnit> Sweep::load_units(const SweepClient& client) const {
 
 void Sweep::run(SweepClient& client, const std::function<void(const SweepProgress&)>& on_window) {
   const auto begin = std::chrono::steady_clock::now();
+  require(!options_.keep_inputs || mesh_.shape().pipeline == 1, "inputs of layers are kept on meshes of one stage");
   parallel::Communicator& world = mesh_.world();
   world.together([&] { plan(client); });
   settle_plan();
@@ -174,19 +107,19 @@ void Sweep::run(SweepClient& client, const std::function<void(const SweepProgres
     std::vector<LayerTensors> layers;
     world.together([&] {
       for (int64_t l = window.boundaries[stage]; l < window.boundaries[stage + 1]; ++l) {
-        layers.push_back(take_layer(client, loader, l));
+        layers.push_back(place_layer(client, model_.layers[static_cast<size_t>(l)], reader_, mesh_, loader.take()));
         client.loaded(layers.back());
       }
     });
     ExpertSource experts(client, loader, reader_, mesh_, plan_.experts, options_.forward);
     if (options_.forward) {
       const auto forward_begin = std::chrono::steady_clock::now();
-      for (auto& layer : layers) assemble(layer, false);
+      for (auto& layer : layers) assemble_layer(layer, reader_, mesh_, false);
       run_window(client, layers, experts);
       progress.forward_seconds += seconds_since(forward_begin);
     } else {
       for (auto& layer : layers) {
-        if (client.needs_vectors(*layer.layer)) assemble(layer, true);
+        if (client.needs_vectors(*layer.layer)) assemble_layer(layer, reader_, mesh_, true);
         if (layer.layer->moe()) experts.pass(*layer.layer);
       }
     }

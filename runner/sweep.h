@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checkpoint/reader.h"
+#include "layers/backward.h"
 #include "layers/layer.h"
 #include "layers/moe.h"
 #include "parallel/mesh.h"
@@ -85,6 +86,38 @@ class SweepClient {
   virtual bool needs_layer_first(const layers::LayerSpec&) const { return false; }
 };
 
+// layer_tensors.cpp
+
+/// What this rank reads of a layer for the client, but for routed experts.
+LoadUnit layer_unit(const SweepClient& client, const layers::LayerSpec& layer, const checkpoint::Reader& reader,
+                    const parallel::Mesh& mesh);
+/// `shares` as layer_unit asked for them, in their places.
+LayerTensors place_layer(const SweepClient& client, const layers::LayerSpec& layer, const checkpoint::Reader& reader,
+                         const parallel::Mesh& mesh, std::vector<Tensor> shares);
+/// Slices of all tensors, or of those alone that are no weights of linears. Collective over the stage.
+void assemble_layer(LayerTensors& tensors, const checkpoint::Reader& reader, const parallel::Mesh& mesh, bool vectors_only);
+
+/// One of several models of the same layers that a backward sweep reads side by side.
+struct BackwardSource {
+  const checkpoint::Reader* reader = nullptr;
+  SweepClient* client = nullptr;  ///< says which tensors, and makes weights of them
+};
+
+/// What a backward sweep is for.
+class BackwardClient {
+ public:
+  virtual ~BackwardClient() = default;
+  /// The gradient by the final hidden states `hidden` [n, H] f32 of these tokens of micro-batch m, [n, H] f32. Communicates nothing.
+  virtual Tensor loss_gradient(int64_t m, parallel::Range tokens, const Tensor& hidden) = 0;
+  /// A layer's turn: its weights by source, those of routed experts not among them.
+  virtual void layer_begins(const layers::LayerSpec& layer, const std::vector<layers::LayerWeights>& weights) = 0;
+  /// Then a chunk of its experts, by source; gradients of its experts follow until the next. Never of a broken chunk.
+  virtual void chunk_begins(const std::vector<const ExpertChunk*>& /*chunks*/) {}
+  virtual layers::GradientHooks& hooks() = 0;
+  /// All of the layer's gradients were shown. Collective over the world.
+  virtual void layer_done(const layers::LayerSpec& layer) = 0;
+};
+
 /// The token rows of one data rank.
 struct TokenRows {
   std::vector<std::vector<int32_t>> ids;
@@ -107,6 +140,7 @@ struct SweepOptions {
   std::string scratch;            ///< folder for spilled hidden states
   int64_t micro_batch = 0;        ///< tokens computed at a time, unless one row is longer; 0: as many as memory allows
   int64_t experts_in_memory = 0;  ///< of a layer, on this rank; 0: as many as memory allows
+  bool keep_inputs = false;       ///< every layer's input is kept for run_backward; the mesh has one pipeline stage
 };
 
 struct SweepProgress {
@@ -122,6 +156,12 @@ class Sweep {
 
   /// Collective over the world. `on_window` is called on every rank after each window.
   void run(SweepClient& client, const std::function<void(const SweepProgress&)>& on_window);
+
+  /// After run with keep_inputs: from the last layer to the first, each is loaded once of every source, its forward pass made again from
+  /// its kept input, and gradients taken back through it; sources[0] is the model that run() ran. Gradients between layers are kept in the
+  /// dtype of hidden states. Collective over the world.
+  void run_backward(const std::vector<BackwardSource>& sources, BackwardClient& client,
+                    const std::function<void(const SweepProgress&)>& on_layer);
 
   int64_t micro_batches() const { return static_cast<int64_t>(batches_.size()); }
   const layers::Batch& batch(int64_t m) const { return batches_[static_cast<size_t>(m)]; }
@@ -159,11 +199,12 @@ class Sweep {
   void make_batches(int64_t micro_batch_tokens);
 
   // sweep.cpp
+  HiddenStore open_store(bool spill) const;
   void embed();
-  LayerTensors take_layer(const SweepClient& client, WeightLoader& loader, int64_t layer) const;
-  /// Slices of all tensors, or of those alone that are no weights of linears. Collective over the stage.
-  void assemble(LayerTensors& tensors, bool vectors_only) const;
   std::vector<LoadUnit> load_units(const SweepClient& client) const;
+
+  // sweep_backward.cpp
+  class Backward;
 
   // sweep_window.cpp
   void run_window(SweepClient& client, const std::vector<LayerTensors>& layers, ExpertSource& experts);
@@ -172,7 +213,11 @@ class Sweep {
   void run_experts(SweepClient& client, const layers::LayerSpec& layer, const layers::LayerWeights& weights, ExpertSource& experts,
                    layers::TokenGroup& group);
   void show_again(SweepClient& client, const ExpertChunk& chunk);
+  /// The whole micro-batch's rows from those of this rank's share, in the buffer `name`. Collective over the tensor group.
+  Tensor gather_rows(int64_t m, const Tensor& share, const std::string& name);
   Tensor gather_tokens(int64_t m, const Tensor& share);
+  /// Indices of the micro-batch's share of tokens among all ranks' tokens, added to `positions`.
+  void add_positions(int64_t m, std::vector<int64_t>& positions) const;
   parallel::Range token_share(int64_t m) const;
 
   const layers::ModelSpec& model_;
@@ -184,6 +229,7 @@ class Sweep {
   std::vector<std::vector<int32_t>> batch_ids_;
   std::vector<Window> windows_;
   std::optional<HiddenStore> store_;
+  std::vector<HiddenStore> inputs_;  ///< of every layer, with keep_inputs
   layers::RopeTables rope_;
   layers::Workspace workspace_;
   Plan plan_;
@@ -192,7 +238,7 @@ class Sweep {
   std::vector<std::vector<int64_t>> first_tokens_;  ///< by micro-batch: index of each row's first token among all ranks' tokens
   int64_t groups_ = 0;                              ///< of micro-batches; with experts the most that any rank has
   bool streams_experts_ = false;                    ///< some layer's experts come in several chunks
-  bool spill_ = false;
+  bool spill_ = false, spills_inputs_ = false;
   std::map<int64_t, layers::TokenGroup> kept_groups_;  ///< by layer, of those whose tokens are shown again
 };
 

@@ -114,7 +114,9 @@ int64_t Sweep::scratch_bytes(int64_t tokens) const {
       experts =
           std::max(experts, layers::expert_scratch_bytes(*moe, model_.hidden, options_.operand, mesh_.shape().expert, kExchangeTokens));
   }
-  return tokens * (widest + model_.hidden * (4 + operand + 2 * dtype_bytes(options_.hidden))) + experts;
+  // The way back keeps what the forward pass made, and has a gradient for each.
+  const int64_t passes = options_.keep_inputs ? 3 : 1;
+  return passes * (tokens * (widest + model_.hidden * (4 + operand + 2 * dtype_bytes(options_.hidden))) + experts);
 }
 
 std::vector<Window> Sweep::windows(int64_t depth) const {
@@ -192,10 +194,13 @@ void Sweep::plan(const SweepClient& client) {
     ahead_bytes_ = ahead(need, plan.experts);
     return true;
   };
-  const auto choose = [&](bool spill) {
+  const auto choose = [&](bool spill, bool spills_inputs) {
+    spill_ = spill;
+    spills_inputs_ = spills_inputs;
     for (const Needs& need : needs) {
       const int64_t depth = &need == &needs.back() ? 0 : 1;
-      const int64_t budget = options_.host_memory - (spill ? 0 : need.hidden);
+      const int64_t inputs = options_.keep_inputs && !spills_inputs ? need.hidden * static_cast<int64_t>(model_.layers.size()) : 0;
+      const int64_t budget = options_.host_memory - (spill ? 0 : need.hidden) - inputs;
       for (const int64_t candidate : {int64_t{1024}, int64_t{512}, longest_}) {
         const int64_t micro_batch = std::max(options_.micro_batch > 0 ? options_.micro_batch : candidate, longest_);
         if (all == 0 && take(need, {micro_batch, depth, 0, 1}, budget)) return true;
@@ -211,9 +216,8 @@ void Sweep::plan(const SweepClient& client) {
     }
     return false;
   };
-  if (!choose(false)) {
-    spill_ = true;
-    if (!choose(true))
+  if (!choose(false, false) && !(options_.keep_inputs && choose(false, true))) {
+    if (!choose(true, true))
       throw user_error("memory.host = " + human_bytes(static_cast<double>(options_.host_memory)) + " is too small: this rank needs " +
                            human_bytes(static_cast<double>(least)) +
                            (all > 0 ? " for one layer, one expert and the tokens that wait for it" : " for two layers and one micro-batch"),

@@ -14,18 +14,30 @@ Range Sweep::token_share(int64_t m) const {
   return even_share(batches_[static_cast<size_t>(m)].tokens(), mesh_.shape().tensor, mesh_.tensor_rank());
 }
 
-Tensor Sweep::gather_tokens(int64_t m, const Tensor& share) {
+Tensor Sweep::gather_rows(int64_t m, const Tensor& share, const std::string& name) {
   const int64_t tokens = batches_[static_cast<size_t>(m)].tokens(), ranks = mesh_.shape().tensor;
-  Tensor whole = share;
-  if (ranks > 1) {
-    whole = workspace_.get("tokens", {tokens, model_.hidden}, options_.hidden);
-    std::vector<int64_t> bytes;
-    for (int64_t r = 0; r < ranks; ++r) bytes.push_back(even_share(tokens, ranks, r).size() * model_.hidden * dtype_bytes(options_.hidden));
-    mesh_.tensor().all_gather(share.raw(), bytes, whole.raw());
-  }
-  Tensor hidden = workspace_.get("hidden", {tokens, model_.hidden}, DType::kF32);
+  if (ranks == 1) return share;
+  Tensor whole = workspace_.get(name, {tokens, share.dim(1)}, share.dtype());
+  std::vector<int64_t> bytes;
+  for (int64_t r = 0; r < ranks; ++r) bytes.push_back(even_share(tokens, ranks, r).size() * share.row_bytes());
+  mesh_.tensor().all_gather(share.raw(), bytes, whole.raw());
+  return whole;
+}
+
+Tensor Sweep::gather_tokens(int64_t m, const Tensor& share) {
+  const Tensor whole = gather_rows(m, share, "tokens");
+  Tensor hidden = workspace_.get("hidden", whole.shape(), DType::kF32);
   kernels::convert(whole, hidden);
   return hidden;
+}
+
+void Sweep::add_positions(int64_t m, std::vector<int64_t>& positions) const {
+  const layers::Batch& batch = batches_[static_cast<size_t>(m)];
+  const Range share = token_share(m);
+  const auto& first_tokens = first_tokens_[static_cast<size_t>(m)];
+  for (size_t row = 0; row + 1 < batch.starts.size(); ++row)
+    for (int64_t t = std::max(share.begin, batch.starts[row]); t < std::min(share.end, batch.starts[row + 1]); ++t)
+      positions.push_back(first_tokens[row] + t - batch.starts[row]);
 }
 
 Tensor Sweep::final_hidden(int64_t m) {
@@ -92,22 +104,26 @@ void Sweep::run_group(SweepClient& client, const std::vector<LayerTensors>& laye
       const Range share = token_share(first_batch + i);
       Tensor hidden = gather_tokens(first_batch + i, states[static_cast<size_t>(i)]);
       Tensor rounded = workspace_.get("rounded", hidden.shape(), options_.hidden);
+      const auto keep = [&](size_t l) {
+        if (!options_.keep_inputs) return;
+        kernels::convert(hidden, rounded);
+        inputs_[static_cast<size_t>(layers[l].layer->index)].store(first_batch + i, rounded.rows(share.begin, share.end));
+      };
       for (size_t l = next; l < stop; ++l) {
+        keep(l);
         layers::forward_layer(*layers[l].layer, weights[l], batch, context, hidden);
         kernels::convert(hidden, rounded);
         if (l + 1 < stop || routed) kernels::convert(rounded, hidden);
       }
       if (routed) {
+        keep(stop);
         const Tensor x = layers::forward_layer(*layers[stop].layer, weights[stop], batch, context, hidden);
         const auto put = [&](const Tensor& from, const Tensor& to) {
           std::copy_n(from.rows(share.begin, share.end).raw(), share.size() * from.row_bytes(), to.rows(at, at + share.size()).raw());
         };
         put(x, group.x);
         put(hidden, group.hidden);
-        const auto& first_tokens = first_tokens_[static_cast<size_t>(first_batch + i)];
-        for (size_t row = 0; row + 1 < batch.starts.size(); ++row)
-          for (int64_t t = std::max(share.begin, batch.starts[row]); t < std::min(share.end, batch.starts[row + 1]); ++t)
-            group.positions.push_back(first_tokens[row] + t - batch.starts[row]);
+        add_positions(first_batch + i, group.positions);
         at += share.size();
       } else if (stop > next) {
         Tensor& state = states[static_cast<size_t>(i)];

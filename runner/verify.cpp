@@ -210,11 +210,14 @@ void judge_share(const std::string& folder, const std::string& source, const che
   // The source as open_source shows it: weights that its publisher quantized are the bf16 ones they stand for.
   const SourceModel original = open_source(source);
   if (rank == 0) check_companions(folder, model, source, original, judge);
-  const bool may_fold = may_have_smoothed(folder);
-  for (size_t i = 0; may_fold && i < model.spec.layers.size(); ++i) {
-    for (const std::string& name : folded_names(model.spec.layers[i], exported.layers[i])) encoded.insert(name);
-    if (static_cast<int64_t>(i) % ranks == rank)
-      check_folds(model.spec.layers[i], exported.layers[i], *model.reader, *original.reader, judge);
+  const std::string method = method_of(folder);
+  const bool is_scaled = method == "autoquantize", may_fold = method != "minmax" && !is_scaled;
+  for (size_t i = 0; (may_fold || is_scaled) && i < model.spec.layers.size(); ++i) {
+    const layers::LayerSpec& layer = model.spec.layers[i];
+    for (const std::string& name : is_scaled ? scaled_names(layer, exported.layers[i]) : folded_names(layer, exported.layers[i]))
+      encoded.insert(name);
+    if (static_cast<int64_t>(i) % ranks != rank) continue;
+    (is_scaled ? check_scaled : check_folds)(layer, exported.layers[i], *model.reader, *original.reader, judge);
   }
   check_copies(exported, *original.reader, encoded, ranks, rank, judge);
 }

@@ -16,13 +16,13 @@ Json plain_config(const Json& config) { return recipes::quantized_config(config,
 
 }  // namespace
 
-bool may_have_smoothed(const std::string& folder) {
+std::string method_of(const std::string& folder) {
   const std::string path = folder + "/ptq-runner/recipe.yaml";
-  if (!checkpoint::exists(path)) return true;
+  if (!checkpoint::exists(path)) return "";
   try {
-    return recipes::parse_recipe(checkpoint::read_text(path), path, {}).method != "minmax";
+    return recipes::parse_recipe(checkpoint::read_text(path), path, {}).method;
   } catch (const Error&) {
-    return true;  // of another version
+    return "";  // of another version
   }
 }
 

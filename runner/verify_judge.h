@@ -58,8 +58,8 @@ void check_shared(const StoredEncodings& encodings, const std::vector<StoredLine
 void check_kv(const checkpoint::Reader& reader, recipes::Dialect dialect, recipes::KvFormat format, const layers::AttentionHeads& attention,
               Judge& judge);
 
-/// Could a recipe with smoothing have made this folder? Not where its own recipe is there and says minmax.
-bool may_have_smoothed(const std::string& folder);
+/// The method of the recipe that made this folder; "" where it is not there.
+std::string method_of(const std::string& folder);
 /// Do methods that smooth write this format?
 bool takes_factors(recipes::Format format);
 /// config.json but for the words of quantization, tokenizers and all other files: as the source has them.
@@ -73,5 +73,13 @@ void check_stored_factors(const layers::LayerSpec& layer, const std::vector<Stor
 /// That what those took is what a fold can be.
 void check_folds(const layers::LayerSpec& layer, const std::vector<StoredLinear>& stored, const checkpoint::Reader& exported,
                  const checkpoint::Reader& source, Judge& judge);
+
+// verify_scaled.cpp
+
+/// Tensors of a layer that AutoQuantize's folds may have scaled though they are not quantized: norms, routers, linears, biases.
+std::vector<std::string> scaled_names(const layers::LayerSpec& layer, const std::vector<StoredLinear>& stored);
+/// That they are the source's times powers of two, by row and by column, and that what one gave up the other took, where both are plain.
+void check_scaled(const layers::LayerSpec& layer, const std::vector<StoredLinear>& stored, const checkpoint::Reader& exported,
+                  const checkpoint::Reader& source, Judge& judge);
 
 }  // namespace ptq::runner

@@ -33,11 +33,11 @@ TEST(Presets, AreTheContractsWords) {
                                                       {"int4_awq", "int4", "awq"},
                                                       {"w4a8_awq", "w4a8", "awq"},
                                                       {"mxfp8", "mxfp8", "minmax"},
-                                                      {"mxfp4", "mxfp4", "minmax"}}) {
+                                                      {"mxfp4", "mxfp4", "minmax"},
+                                                      {"auto", "none", "autoquantize"}}) {
     EXPECT_EQ(find_preset(preset.name, "").format, preset.format) << preset.name;
     EXPECT_EQ(find_preset(preset.name, "").method, preset.method) << preset.name;
   }
-  test::expect_error(ErrorKind::kUser, "not supported by this version", [] { find_preset("auto", ""); });
   test::expect_error(ErrorKind::kUser, "use one of: none, fp8,", [] { find_preset("int5", ""); });
 }
 

@@ -44,8 +44,21 @@ TEST(SmoothingFactors, OfDeadChannelsAreOne) {
   }
 }
 
+TEST(SmoothingFactors, MayBePowersOfTwoOrFourAlone) {
+  const std::vector<float> free = values_of(smoothing_factors(SmoothingRule::kAwq, magnitudes({1, 7, 90, 0, 3}), ones(5), {}, {0.9}));
+  for (const int octaves : {1, 2}) {
+    const std::vector<float> factors =
+        values_of(smoothing_factors(SmoothingRule::kAwq, magnitudes({1, 7, 90, 0, 3}), ones(5), {.octaves = octaves}, {0.9}));
+    for (size_t c = 0; c < factors.size(); ++c) {
+      const float exponent = std::log2(factors[c]) / static_cast<float>(octaves);
+      EXPECT_EQ(exponent, std::round(exponent)) << factors[c];
+      EXPECT_LE(std::fabs(std::log2(factors[c] / free[c])), 0.5001f * static_cast<float>(octaves)) << "the nearest";
+    }
+  }
+}
+
 TEST(SmoothingFactors, OfTiedChannelsAreEqual) {
-  const ChannelTies ties{0, 1, 0, 1};
+  const FactorLimits ties{.ties = {0, 1, 0, 1}};
   const std::vector<float> quant =
       values_of(smoothing_factors(SmoothingRule::kSmoothQuant, magnitudes({1, 0.5f, 16, 4}), ones(4), ties, {1.0}));
   EXPECT_EQ(quant, (std::vector<float>{2, 0.5f, 2, 0.5f})) << "by the largest of the tied";

@@ -1,0 +1,178 @@
+#include "recipes/sensitivity.h"
+
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/stats_file.h"
+
+namespace ptq::recipes {
+
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr const char* kKind = "autoquantize scores";
+constexpr const char* kVersion = "1";
+
+/// One file being read: what is missing or wrong is a data Error.
+class ScoresFile {
+ public:
+  explicit ScoresFile(const std::string& path) : reader_(path), attributes_(reader_.attributes()) {
+    const auto kind = attributes_.find("kind");
+    if (kind == attributes_.end() || kind->second != kKind)
+      throw data_error("a file of statistics, but not one of AutoQuantize's scores", path, "name the scores.h5 of a run with preset: auto");
+    if (text("version") != kVersion) fail("it is of another version of this program");
+  }
+
+  [[noreturn]] void fail(const std::string& words) const {
+    throw data_error("not a sound file of scores: " + words, reader_.path(), "remove it and run the recipe again");
+  }
+  void expect(bool claim, const char* words) const {
+    if (!claim) fail(words);
+  }
+  const std::string& text(const std::string& name) const {
+    const auto found = attributes_.find(name);
+    if (found == attributes_.end()) fail("it has no '" + name + "'");
+    return found->second;
+  }
+  Json json(const std::string& name) const {
+    Json value = Json::parse(text(name), nullptr, false);
+    expect(value.is_array(), "a list of names is not one");
+    return value;
+  }
+  int64_t count(const std::string& name) const {
+    const std::string& digits = text(name);
+    const bool is_count = !digits.empty() && digits.size() < 16 && digits.find_first_not_of("0123456789") == std::string::npos;
+    if (!is_count) fail("'" + name + "' is not a number");
+    return std::stoll(digits);
+  }
+  std::vector<int64_t> integers(const std::string& name) const { return reader_.integers(name); }
+  std::vector<double> doubles(const std::string& name) const { return reader_.doubles(name); }
+
+ private:
+  checkpoint::StatsReader reader_;
+  std::map<std::string, std::string> attributes_;
+};
+
+std::vector<std::string> texts_of(const ScoresFile& file, const Json& list) {
+  std::vector<std::string> texts;
+  file.expect(list.is_array(), "a list of names is not one");
+  for (const Json& item : list) {
+    file.expect(item.is_string(), "a name is not a text");
+    texts.push_back(item.get<std::string>());
+  }
+  return texts;
+}
+
+void read_groups(const ScoresFile& file, Sensitivity& sensitivity) {
+  const auto layers = file.integers("groups/layer"), weights = file.integers("groups/weights"), factors = file.integers("groups/factor");
+  const Json groups = file.json("groups");
+  file.expect(groups.size() == layers.size() && groups.size() == weights.size() && groups.size() == factors.size(),
+              "its lists of groups have different lengths");
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const Json& words = groups[g];
+    file.expect(words.is_object() && words.contains("name") && words.contains("modules") && words["name"].is_string(),
+                "a group has no name and modules");
+    file.expect(layers[g] >= 0 && weights[g] >= 0 && factors[g] > 0, "a group's numbers are negative");
+    sensitivity.groups.push_back(
+        {words["name"].get<std::string>(), texts_of(file, words["modules"]), layers[g], weights[g], factors[g], {}});
+    sensitivity.scores.emplace_back();
+  }
+}
+
+void read_options(const ScoresFile& file, Sensitivity& sensitivity) {
+  const auto groups = file.integers("options/group"), candidates = file.integers("options/candidate"), bits = file.integers("options/bits");
+  const std::vector<double> scores = file.doubles("options/score");
+  file.expect(groups.size() == candidates.size() && groups.size() == bits.size() && groups.size() == scores.size(),
+              "its lists of options have different lengths");
+  double dearest = 0;
+  for (size_t i = 0; i < groups.size(); ++i) {
+    file.expect(groups[i] >= (i > 0 ? groups[i - 1] : 0) && groups[i] < static_cast<int64_t>(sensitivity.groups.size()),
+                "an option is of no group");
+    DecisionGroup& group = sensitivity.groups[static_cast<size_t>(groups[i])];
+    file.expect(candidates[i] >= 0 && candidates[i] < static_cast<int64_t>(sensitivity.presets.size()), "an option is no candidate");
+    file.expect(bits[i] >= 0 && std::isfinite(scores[i]) && scores[i] >= 0, "an option's numbers are negative or infinite");
+    dearest += static_cast<double>(group.factor) * static_cast<double>(bits[i]);
+    group.options.push_back({static_cast<int>(candidates[i]), bits[i]});
+    sensitivity.scores[static_cast<size_t>(groups[i])].push_back(scores[i]);
+  }
+  file.expect(dearest < 0x1p60, "its costs are immense");
+  for (const DecisionGroup& group : sensitivity.groups) file.expect(!group.options.empty(), "a group has no options");
+}
+
+}  // namespace
+
+void write_scores(const std::string& path, const Sensitivity& sensitivity) {
+  Json words = Json::array();
+  std::vector<int64_t> layers, weights, factors, groups, candidates, bits;
+  std::vector<double> scores;
+  require(sensitivity.groups.size() == sensitivity.scores.size(), "scores of other groups");
+  for (size_t g = 0; g < sensitivity.groups.size(); ++g) {
+    const DecisionGroup& group = sensitivity.groups[g];
+    require(group.options.size() == sensitivity.scores[g].size(), "scores of other options");
+    words.push_back({{"name", group.name}, {"modules", group.modules}});
+    layers.push_back(group.layer);
+    weights.push_back(group.weights);
+    factors.push_back(group.factor);
+    for (size_t o = 0; o < group.options.size(); ++o) {
+      groups.push_back(static_cast<int64_t>(g));
+      candidates.push_back(group.options[o].candidate);
+      bits.push_back(group.options[o].bits);
+      scores.push_back(sensitivity.scores[g][o]);
+    }
+  }
+  const SensitivityIdentity& identity = sensitivity.identity;
+  checkpoint::StatsWriter writer(path);
+  writer.put("groups/layer", std::span<const int64_t>(layers));
+  writer.put("groups/weights", std::span<const int64_t>(weights));
+  writer.put("groups/factor", std::span<const int64_t>(factors));
+  writer.put("options/group", std::span<const int64_t>(groups));
+  writer.put("options/candidate", std::span<const int64_t>(candidates));
+  writer.put("options/bits", std::span<const int64_t>(bits));
+  writer.put("options/score", std::span<const double>(scores));
+  writer.put_attribute("kind", kKind);
+  writer.put_attribute("version", kVersion);
+  writer.put_attribute("model_fingerprint", identity.model_fingerprint);
+  writer.put_attribute("data_fingerprint", identity.data_fingerprint);
+  writer.put_attribute("candidates", identity.candidates);
+  writer.put_attribute("cost", identity.cost);
+  writer.put_attribute("expert_granularity", identity.expert_granularity);
+  writer.put_attribute("rows", std::to_string(identity.rows));
+  writer.put_attribute("presets", Json(sensitivity.presets).dump());
+  writer.put_attribute("groups", words.dump());
+  writer.finish();
+}
+
+Sensitivity read_scores(const std::string& path) {
+  std::error_code failed;
+  if (!std::filesystem::is_regular_file(path, failed))
+    throw user_error("there are no scores: no such file", path, "name the ptq-runner/scores.h5 of a run with preset: auto");
+  const ScoresFile file(path);
+  Sensitivity sensitivity;
+  sensitivity.identity = {file.text("model_fingerprint"),  file.text("data_fingerprint"),
+                          file.text("candidates"),         file.text("cost"),
+                          file.text("expert_granularity"), file.count("rows")};
+  sensitivity.presets = texts_of(file, file.json("presets"));
+  read_groups(file, sensitivity);
+  read_options(file, sensitivity);
+  return sensitivity;
+}
+
+void check_identity(const SensitivityIdentity& found, const SensitivityIdentity& expected, const std::string& path,
+                    const std::string& where) {
+  const auto expect_same = [&](const char* what, const std::string& theirs, const std::string& ours) {
+    if (theirs == ours) return;
+    throw user_error(std::string("the scores in ") + path + " are of " + what + ": theirs is " + theirs + ", this run's " + ours, where,
+                     "remove the key to measure again, or make the recipe as it was for that run");
+  };
+  expect_same("another model", found.model_fingerprint, expected.model_fingerprint);
+  expect_same("other calibration data", found.data_fingerprint, expected.data_fingerprint);
+  expect_same("other candidates", found.candidates, expected.candidates);
+  expect_same("another cost model", found.cost, expected.cost);
+  expect_same("another expert granularity", found.expert_granularity, expected.expert_granularity);
+  expect_same("another number of rows", std::to_string(found.rows), std::to_string(expected.rows));
+}
+
+}  // namespace ptq::recipes
