@@ -164,6 +164,12 @@ void check_autoquantize(const Recipe& recipe) {
     throw user_error("quantization." + key + " and method autoquantize do not go together: " + why, recipe.where("quantization." + key),
                      "remove it, or name a method");
   };
+  if (recipe.format != "none")
+    throw user_error("autoquantize chooses the format of every linear, but one is given: " + recipe.format,
+                     recipe.where("quantization.format"), "remove it, and name candidates in quantization.autoquantize.formats");
+  if (!recipe.rules.empty())
+    throw user_error("autoquantize chooses the format of every linear, which leaves nothing to rules", recipe.rules[0].where,
+                     "remove quantization.rules; what must stay as it is can be named in quantization.ignore");
   if (recipe.range.weights != "amax" || recipe.range.activations != "amax") refuse("range", "candidates search ranges as their presets do");
   if (!recipe.awq.fold.empty() && recipe.awq.fold != "all") refuse("awq.fold", "candidates share their folds, all the way");
   if (!recipe.reuse.empty())
@@ -176,12 +182,6 @@ void check_method(const Recipe& recipe) {
   if (recipe.method == "autoquantize") {
     check_candidate_list(recipe);
     check_autoquantize(recipe);
-    if (recipe.format != "none")
-      throw user_error("autoquantize chooses the format of every linear, but one is given: " + recipe.format,
-                       recipe.where("quantization.format"), "remove it, and name candidates in quantization.autoquantize.formats");
-    if (!recipe.rules.empty())
-      throw user_error("autoquantize chooses the format of every linear, which leaves nothing to rules", recipe.rules[0].where,
-                       "remove quantization.rules; what must stay as it is can be named in quantization.ignore");
     return;
   }
   if (recipe.method != "minmax" && recipe.method != "smoothquant" && recipe.method != "awq")
