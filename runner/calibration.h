@@ -12,6 +12,7 @@
 #include "recipes/smoothing_plan.h"
 #include "runner/expert_solver.h"
 #include "runner/export_plan.h"
+#include "runner/kept_error.h"
 #include "runner/layer_solver.h"
 #include "runner/output_stream.h"
 #include "runner/reused_statistics.h"
@@ -127,8 +128,6 @@ class Calibration : public SweepClient, private layers::LayerHooks {
   void keep_experts(const ExpertChunk& chunk, const ExpertInputs& inputs);
   /// Values by channel, of all heads and ranks. Collective over the stage.
   std::vector<float> merge_value_amax(const layers::LayerSpec& layer);
-  /// Work on files between collectives: its error waits for the next time that all agree.
-  void keep_error(const std::function<void()>& work);
 
   const SourceModel& source_;
   const recipes::Recipe& recipe_;

@@ -134,7 +134,7 @@ void Calibration::experts_forwarded(const ExpertChunk& chunk, bool stays) {
   std::unique_ptr<ExpertInputs> seen;
   if (reused_) {
     if (chunk.broken || error_) return;
-    keep_error([&] { seen = reused_->experts(layer); });
+    keep_error(error_, [&] { seen = reused_->experts(layer); });
     if (!seen) return;
   } else {
     const DType operand = recipe_.compute == "fp32" ? DType::kF32 : DType::kBF16;
@@ -160,7 +160,7 @@ void Calibration::experts_forwarded(const ExpertChunk& chunk, bool stays) {
         chunk, std::move(seen), read, [&](int e) { return expert_weights(chunk, e); }, keeps);
   };
   if (reused_)
-    keep_error(look);
+    keep_error(error_, look);
   else
     look();
 }

@@ -7,15 +7,6 @@
 
 namespace ptq::runner {
 
-void Calibration::keep_error(const std::function<void()>& work) {
-  if (error_) return;
-  try {
-    work();
-  } catch (const Error& error) {
-    error_ = error;
-  }
-}
-
 void Calibration::keep_statistics(const layers::LayerSpec& layer, const recipes::LayerStatistics& statistics) {
   for (size_t i = 0; i < layer.linears.size(); ++i) {
     const auto& linear = layer.linears[i];
@@ -64,7 +55,7 @@ std::vector<float> Calibration::merge_value_amax(const layers::LayerSpec& layer)
 
 void Calibration::keep_details(const layers::LayerSpec& layer, const recipes::LayerStatistics& statistics) {
   if (reused_) {
-    if (mesh_.stage().rank() == 0) keep_error([&] { copy_details(layer, statistics); });
+    if (mesh_.stage().rank() == 0) keep_error(error_, [&] { copy_details(layer, statistics); });
     return;
   }
   const bool writes = mesh_.stage().rank() == 0;
@@ -83,15 +74,15 @@ void Calibration::keep_details(const layers::LayerSpec& layer, const recipes::La
     };
     channels.experts = {merged(mine.up, source_.spec.hidden), merged(mine.down, moe->intermediate)};
   }
-  if (writes) keep_error([&] { write_channels(files.layer(layer.index), statistics_plan_.run, layer, channels); });
+  if (writes) keep_error(error_, [&] { write_channels(files.layer(layer.index), statistics_plan_.run, layer, channels); });
   if (!recipe_.keep_gram) return;
   std::optional<checkpoint::StatsWriter> writer;
-  if (writes) keep_error([&] { writer.emplace(files.grams(layer.index)).put_attribute("run", statistics_plan_.run); });
+  if (writes) keep_error(error_, [&] { writer.emplace(files.grams(layer.index)).put_attribute("run", statistics_plan_.run); });
   for (const layers::SmoothingGroup& group : groups_.at(layer.index)) {
     const recipes::InputStatistics input = collector_.gather(layer, group.input_group);
-    if (writer) keep_error([&] { put_group(*writer, group_name(layer, group), input); });
+    if (writer) keep_error(error_, [&] { put_group(*writer, group_name(layer, group), input); });
   }
-  if (writer) keep_error([&] { writer->finish(); });
+  if (writer) keep_error(error_, [&] { writer->finish(); });
 }
 
 void Calibration::copy_details(const layers::LayerSpec& layer, const recipes::LayerStatistics& statistics) {
@@ -107,7 +98,7 @@ void Calibration::copy_details(const layers::LayerSpec& layer, const recipes::La
 void Calibration::keep_experts(const ExpertChunk& chunk, const ExpertInputs& inputs) {
   for (int64_t e = chunk.owned.begin; e < chunk.owned.end; ++e)
     if (const int expert = static_cast<int>(e); inputs.tokens(expert) > 0)
-      keep_error([&] { write_expert(statistics_plan_.files.expert(chunk.layer->index, e), statistics_plan_.run, inputs, expert); });
+      keep_error(error_, [&] { write_expert(statistics_plan_.files.expert(chunk.layer->index, e), statistics_plan_.run, inputs, expert); });
 }
 
 }  // namespace ptq::runner

@@ -1,5 +1,7 @@
 #include "runner/expert_source.h"
 
+#include "runner/kept_error.h"
+
 namespace ptq::runner {
 
 using parallel::Range;
@@ -13,17 +15,6 @@ bool Sweep::ExpertSource::reads_again(const SweepClient& client, const layers::L
   return client.needs_layer_first(layer) && cut_experts(static_cast<int64_t>(layer.moe()->experts.size()), per_rank, mesh).size() > 1;
 }
 
-void Sweep::ExpertSource::keep(const std::function<void()>& work) {
-  if (error_) return;
-  try {
-    work();
-  } catch (const Error& error) {
-    error_ = error;
-  } catch (const std::bad_alloc&) {
-    error_ = system_error("out of memory", "", "lower memory.host or use more ranks");
-  }
-}
-
 ExpertChunk Sweep::ExpertSource::place(const layers::LayerSpec& layer, Range experts) {
   if (grouped_ != &layer) specs_ = group_by_expert(*layer.moe(), client_.tensors(layer));
   grouped_ = &layer;
@@ -32,7 +23,7 @@ ExpertChunk Sweep::ExpertSource::place(const layers::LayerSpec& layer, Range exp
 
 ExpertChunk Sweep::ExpertSource::take(const layers::LayerSpec& layer, Range experts) {
   ExpertChunk chunk = place(layer, experts);
-  keep([&] {
+  keep_error(error_, [&] {
     fill_chunk(chunk, loader_.take());
     client_.experts_loaded(chunk);
   });
@@ -57,7 +48,7 @@ void Sweep::ExpertSource::each(const layers::LayerSpec& layer, const std::functi
 }
 
 void Sweep::ExpertSource::done(const ExpertChunk& chunk) {
-  if (!chunk.broken) keep([&] { client_.experts_done(chunk); });
+  if (!chunk.broken) keep_error(error_, [&] { client_.experts_done(chunk); });
 }
 
 void Sweep::ExpertSource::forwarded(const layers::LayerSpec& layer) {
@@ -83,7 +74,7 @@ void Sweep::ExpertSource::finish(const layers::LayerSpec& layer, const std::func
   }
   for (const Range& experts : chunks(layer)) {
     ExpertChunk chunk = place(layer, experts);
-    keep([&] { fill_chunk(chunk, loader_.take()); });
+    keep_error(error_, [&] { fill_chunk(chunk, loader_.take()); });
     chunk.broken = error_.has_value();
     if (forward_ && client_.shows_tokens_again(layer)) {
       gather_chunk(chunk, reader_, mesh_);

@@ -36,7 +36,6 @@ class Sweep::ExpertSource {
   ExpertChunk place(const layers::LayerSpec& layer, parallel::Range experts);
   ExpertChunk take(const layers::LayerSpec& layer, parallel::Range experts);
   void done(const ExpertChunk& chunk);
-  void keep(const std::function<void()>& work);
 
   SweepClient& client_;
   WeightLoader& loader_;

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "kernels/ops.h"
+#include "runner/kept_error.h"
 #include "runner/sweep.h"
 
 namespace ptq::runner {
@@ -36,8 +37,6 @@ class Sweep::Backward {
   /// The next chunk of every source. Collective over the replicas.
   std::vector<ExpertChunk> take_chunk(const layers::LayerSpec& layer, Range experts);
   void run_chunk(const layers::LayerSpec& layer, const std::vector<ExpertChunk>& chunk, layers::GradientGroup& group);
-  /// Work between collectives: its error waits for the layer's end.
-  void keep(const std::function<void()>& work);
 
   Tensor share_buffer(int64_t m, const std::string& name) const {
     return sweep_.workspace_.get(name, {sweep_.token_share(m).size(), sweep_.model_.hidden}, sweep_.options_.hidden);
@@ -56,19 +55,8 @@ class Sweep::Backward {
   layers::LayerColumns columns_;
   layers::LayerHooks none_;
   layers::BackwardContext context_;
-  std::optional<Error> error_;
+  std::optional<Error> error_;  ///< waits for the layer's end
 };
-
-void Sweep::Backward::keep(const std::function<void()>& work) {
-  if (error_) return;
-  try {
-    work();
-  } catch (const Error& error) {
-    error_ = error;
-  } catch (const std::bad_alloc&) {
-    error_ = system_error("out of memory", "", "lower memory.host or use more ranks");
-  }
-}
 
 std::vector<LoadUnit> Sweep::Backward::load_units(const BackwardSource& source) const {
   std::vector<LoadUnit> units;
@@ -129,7 +117,7 @@ std::vector<ExpertChunk> Sweep::Backward::take_chunk(const layers::LayerSpec& la
   for (size_t s = 0; s < sources_.size(); ++s) {
     const BackwardSource& source = sources_[s];
     chunks.push_back(place_chunk(layer, experts, group_by_expert(*layer.moe(), source.client->tensors(layer)), mesh_));
-    keep([&] { fill_chunk(chunks.back(), loaders_[s]->take()); });
+    keep_error(error_, [&] { fill_chunk(chunks.back(), loaders_[s]->take()); });
     chunks.back().broken = error_.has_value();
     gather_chunk(chunks.back(), *source.reader, mesh_);
   }
