@@ -92,6 +92,13 @@ void write_text(const std::string& path, const std::string& text) {
   sync_file(fd.get(), path);
 }
 
+void replace_text(const std::string& path, const std::string& text) {
+  const std::string temporary = path + ".tmp";
+  write_text(temporary, text);
+  if (::rename(temporary.c_str(), path.c_str()) != 0) throw errno_error("rename", path, errno);
+  sync_folder(parent_folder(path));
+}
+
 void make_folder(const std::string& path) {
   std::error_code failed;
   fs::create_directories(path, failed);

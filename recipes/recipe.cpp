@@ -344,7 +344,9 @@ Recipe parse_recipe(const std::string& text, const std::string& file, const std:
   memory.read_bytes("device", device_memory);
   memory.finish();
   top.read("scratch", recipe.scratch);
-  top.never("resume", "a run that was cut off starts over");
+  Section resume = top.section("resume");
+  resume.read_choice("hidden_states", recipe.hidden_states, {"every_window", "recompute"});
+  resume.finish();
 
   Section output = top.section("output");
   output.read("path", recipe.output_path);

@@ -88,8 +88,9 @@ struct Recipe {
   int64_t tensor = 1, pipeline = 1, expert = 1;
   std::string device = "auto";
   std::string compute = "bf16";
-  int64_t host_memory = 0;  ///< bytes a rank may use; 0: from the machine
-  std::string scratch;      ///< "" : inside the work folder
+  int64_t host_memory = 0;                     ///< bytes a rank may use; 0: from the machine
+  std::string scratch;                         ///< "" : inside the work folder
+  std::string hidden_states = "every_window";  ///< of a stopped run: kept after every_window, or recompute
 
   std::string output_path;
   std::string dialect = "modelopt";

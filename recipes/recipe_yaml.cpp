@@ -80,6 +80,8 @@ std::string to_yaml(const Recipe& recipe, bool all) {
     out << YAML::Key << "memory" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "host" << YAML::Value << recipe.host_memory
         << YAML::EndMap;
     out << YAML::Key << "scratch" << YAML::Value << recipe.scratch;
+    out << YAML::Key << "resume" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "hidden_states" << YAML::Value
+        << recipe.hidden_states << YAML::EndMap;
   }
   out << YAML::Key << "output" << YAML::Value << YAML::BeginMap << YAML::Key << "path" << YAML::Value << recipe.output_path;
   out << YAML::Key << "dialect" << YAML::Value << recipe.dialect << YAML::Key << "engine" << YAML::Value << recipe.engine;

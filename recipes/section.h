@@ -37,11 +37,6 @@ class Section {
     read(key, value);
     if (value != fallback) refuse(key, why);
   }
-  /// A key of the contract that this version does not accept at all.
-  void never(const std::string& key, const std::string& why) {
-    if (take(key)) refuse(key, why);
-  }
-
   /// The only keys there may be, for a mapping that is checked before it is read.
   void expect(std::vector<std::string> keys);
   /// Call last: throws for a key that nobody read, with the nearest known one, and for a key written twice.

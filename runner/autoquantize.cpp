@@ -8,6 +8,7 @@
 #include "runner/machine.h"
 #include "runner/mix_judge.h"
 #include "runner/mixed_reader.h"
+#include "runner/progress.h"
 #include "runner/publication.h"
 
 namespace ptq::runner {
@@ -102,16 +103,13 @@ int64_t AutoQuantize::scratch_bytes() const {
 
 void AutoQuantize::calibrate(Candidate& candidate, const SourceModel& source, const parallel::Mesh& mesh,
                              const std::vector<std::vector<int32_t>>& rows, std::map<std::string, std::string> attributes,
-                             int64_t host_memory, RunLog& log, CalibrationResult& result) {
+                             const std::string& work, int64_t host_memory, RunLog& log, CalibrationResult& result) {
   static const std::vector<std::vector<int32_t>> kNoRows;
   log.line("candidate " + candidate.name);
-  mesh.world().on_root([&] {
-    checkpoint::make_folder(StatisticsFiles{candidate.folder + "/ptq-runner"}.details());
-    checkpoint::ShardWriter::create(candidate.folder, candidate.plan.layout);
-  });
+  mesh.world().on_root([&] { checkpoint::make_folder(candidate.folder); });
   const bool needs_rows = recipes::needs_calibration(candidate.plan.decisions, candidate.recipe);
-  result = run_calibration({source, candidate.recipe, candidate.plan, needs_rows ? rows : kNoRows, candidate.folder, std::move(attributes),
-                            nullptr, host_memory},
+  result = run_calibration({source, candidate.recipe, candidate.plan, needs_rows ? rows : kNoRows, candidate.folder,
+                            progress_folder(work, "candidate-" + candidate.name), std::move(attributes), nullptr, host_memory},
                            mesh, log);
   mesh.world().on_root([&] { write_companions(candidate.folder, source_, candidate.plan); });
   mesh.world().together([&] {
@@ -125,7 +123,7 @@ void AutoQuantize::run(parallel::Communicator& world, const parallel::MeshShape&
                        const std::map<std::string, std::string>& attributes, const std::string& work, int64_t host_memory, RunLog& log) {
   const parallel::Mesh mesh = parallel::Mesh::make(world, shape);
   for (Candidate& candidate : candidates_) candidate.folder = work + kFolder + candidate.name;
-  calibrate(candidates_[first_], source_, mesh, rows, attributes, host_memory, log, calibration_);
+  calibrate(candidates_[first_], source_, mesh, rows, attributes, work, host_memory, log, calibration_);
   world.together([&] {
     folded_ = open_source(recipe_.model_path);
     folded_.reader = open_folded(std::move(folded_.reader), std::move(calibration_.folds));
@@ -133,7 +131,7 @@ void AutoQuantize::run(parallel::Communicator& world, const parallel::MeshShape&
   for (size_t c = 0; c < candidates_.size(); ++c) {
     if (c == first_ || candidates_[c].name == "none") continue;
     CalibrationResult result;
-    calibrate(candidates_[c], folded_, mesh, rows, attributes, host_memory, log, result);
+    calibrate(candidates_[c], folded_, mesh, rows, attributes, work, host_memory, log, result);
     for (auto& note : result.notes) calibration_.notes.push_back(std::move(note));
   }
   const auto last = rows.begin() + static_cast<std::ptrdiff_t>(scored_rows(recipe_, rows.size()));
@@ -165,8 +163,10 @@ void AutoQuantize::score(const parallel::Mesh& mesh, const std::vector<std::vect
   input.fp32 = recipe_.compute == "fp32";
   input.host_memory = host_memory;
   input.scratch = recipe_.scratch.empty() ? work : recipe_.scratch;
+  input.progress = progress_folder(work, "scores");
   log.line(fmt::format("scoring {} groups in {} formats on {} samples", groups.size(), input.candidates.size(), rows.size()));
   const ScoringResult result = score_candidates(input, mesh, [&](bool backward, const SweepProgress& progress) {
+    if (backward) log.event("scored_layer", {{"layer", progress.layers - progress.layers_done}, {"seconds_total", progress.seconds}});
     log.progress(progress.layers_done, progress.layers,
                  fmt::format("{}, peak {}", backward ? "backward" : "forward", human_bytes(static_cast<double>(peak_resident_bytes()))));
   });

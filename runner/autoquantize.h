@@ -57,7 +57,8 @@ class AutoQuantize {
  private:
   Candidate make_candidate(const std::string& preset, bool has_folds) const;
   void calibrate(Candidate& candidate, const SourceModel& source, const parallel::Mesh& mesh, const std::vector<std::vector<int32_t>>& rows,
-                 std::map<std::string, std::string> attributes, int64_t host_memory, RunLog& log, CalibrationResult& result);
+                 std::map<std::string, std::string> attributes, const std::string& work, int64_t host_memory, RunLog& log,
+                 CalibrationResult& result);
   void score(const parallel::Mesh& mesh, const std::vector<std::vector<int32_t>>& rows, const std::string& work, int64_t host_memory,
              RunLog& log);
   void decide(parallel::Communicator& world, const std::vector<std::vector<int32_t>>& held_back, const std::string& work,

@@ -10,6 +10,7 @@
 #include "recipes/coverage.h"
 #include "recipes/observer.h"
 #include "recipes/smoothing_plan.h"
+#include "runner/calibration_result.h"
 #include "runner/expert_solver.h"
 #include "runner/export_plan.h"
 #include "runner/kept_error.h"
@@ -57,19 +58,10 @@ class Calibration : public SweepClient, private layers::LayerHooks {
   /// lm_head, when it is quantized: its input is the final norm of the hidden states that `sweep` holds. Collective over the world.
   void quantize_head(Sweep& sweep);
 
-  /// Of the layers this rank's stage had, on stage rank 0.
-  const checkpoint::Stats& statistics() const { return stats_; }
-  /// Of the layers this rank's stage had, the same on all of its ranks.
-  const std::vector<GroupChoice>& choices() const { return choices_; }
-  /// Of experts that this rank searched.
-  const std::vector<recipes::ScaleNote>& expert_notes() const { return expert_notes_; }
-  /// How folding changed the source's tensors, where factors are powers of two: of this rank's share of layers and experts, each told by
-  /// one rank.
-  FoldExponents& folds() { return folds_; }
+  /// What this rank has to tell of the layers since it was last asked; together all ranks tell each thing once.
+  CalibrationResult take_result();
   /// Of this rank.
   const recipes::SearchSeconds& search_seconds() const { return seconds_; }
-  const std::vector<recipes::ScaleNote>& notes() const { return notes_; }
-  const std::vector<recipes::LayerCoverage>& coverage() const { return coverage_; }
 
  private:
   // What the forward pass shows: to the observer, and to the collector where the layer is searched.

@@ -6,8 +6,8 @@
 
 #include "runner/copied_tensors.h"
 #include "runner/machine.h"
-#include "runner/publication.h"
-#include "runner/run_report.h"
+#include "runner/plain_client.h"
+#include "runner/progress.h"
 
 namespace ptq::runner {
 
@@ -31,8 +31,8 @@ class LayerLog {
 
   void tell(const SweepProgress& progress) {
     const double layer_seconds = progress.seconds - last_.seconds;
-    const double left =
-        progress.seconds / static_cast<double>(progress.layers_done) * static_cast<double>(progress.layers - progress.layers_done);
+    const double left = progress.seconds / static_cast<double>(progress.layers_done - progress.first_layer) *
+                        static_cast<double>(progress.layers - progress.layers_done);
     log_.event("layer", {{"layer", progress.layers_done},
                          {"layer_seconds", layer_seconds},
                          {"forward_seconds", progress.forward_seconds - last_.forward_seconds},
@@ -40,7 +40,7 @@ class LayerLog {
                          {"bytes_read", progress.bytes_read - last_.bytes_read},
                          {"resident_bytes", resident_bytes()},
                          {"peak_bytes", peak_resident_bytes()}});
-    const double layers_now = static_cast<double>(progress.layers_done - last_.layers_done);
+    const double layers_now = static_cast<double>(progress.layers_done - std::max(last_.layers_done, progress.first_layer));
     std::string text = human_bytes(static_cast<double>(progress.bytes_read - last_.bytes_read) / std::max(layer_seconds, 1e-9)) + "/s";
     if (forward_)
       text = fmt::format("{:.0f} tokens/s a layer, ", static_cast<double>(progress.tokens) * layers_now / std::max(layer_seconds, 1e-9)) +
@@ -57,19 +57,48 @@ class LayerLog {
   SweepProgress last_;
 };
 
-/// Every stage's coverage on every rank; throws when it is less than the recipe asks for. Collective.
-std::vector<recipes::LayerCoverage> checked_coverage(const CalibrationInput& input, const Calibration& calibration,
-                                                     const parallel::Mesh& mesh, RunLog& log) {
-  parallel::Communicator& world = mesh.world();
-  std::vector<recipes::LayerCoverage> coverage =
-      gather_coverage(world, mesh.stage().rank() == 0 ? calibration.coverage() : std::vector<recipes::LayerCoverage>{});
-  if (coverage.empty()) return coverage;
+/// Throws when experts were seen less than the recipe asks for. Collective.
+void check_coverage(const CalibrationInput& input, const std::vector<recipes::LayerCoverage>& coverage, parallel::Communicator& world,
+                    RunLog& log) {
+  if (coverage.empty()) return;
   for (const auto& layer : coverage)
     if (!layer.starved.empty()) log.event("starved_experts", {{"module", layer.module}, {"experts", layer.starved}});
   log.line(fmt::format("{:.2f} % of the experts saw at least {} tokens", 100 * recipes::covered_fraction(coverage),
                        input.recipe.moe.min_tokens_per_expert));
   world.together([&] { recipes::check_coverage(coverage, input.recipe); });
-  return coverage;
+}
+
+/// What an earlier run has done, or a new beginning: shards of the right size, and folders. Collective.
+CalibrationResult begin(const CalibrationInput& input, const Progress& progress, parallel::Communicator& world, RunLog& log) {
+  CalibrationResult result;
+  if (progress.is_new()) {
+    world.on_root([&] {
+      if (!input.rows.empty() || input.reused) checkpoint::make_folder(StatisticsFiles{input.folder + "/ptq-runner"}.details());
+      checkpoint::ShardWriter::create(input.folder, input.plan.layout);
+    });
+    return result;
+  }
+  log.line(progress.is_done() ? "done by an earlier run"
+                              : fmt::format("going on after layer {}, which an earlier run reached", progress.layers()));
+  log.event("resumed", {{"layer", progress.layers()}, {"done", progress.is_done()}});
+  world.together([&] {
+    for (const std::string& part : progress.parts()) result.add(unpack(part, input.progress));
+  });
+  return result;
+}
+
+/// Takes the tokens through the layers that are done already, for the sake of the hidden states behind them alone. Collective.
+void recompute(const CalibrationInput& input, const parallel::Mesh& mesh, SweepOptions options, const std::string& states, RunLog& log) {
+  log.line("hidden states were not kept: they are computed again");
+  options.end_layer = options.first_layer;
+  options.first_layer = 0;
+  Sweep sweep(input.source.spec, *input.source.reader, mesh, TokenRows::dealt(input.rows, mesh.shape().data, mesh.data_rank()), options);
+  PlainClient client;
+  sweep.run(client, [&](const SweepProgress& swept) {
+    log.event("recomputed", {{"layer", swept.layers_done}});
+    log.progress(swept.layers_done, swept.layers, "computed again");
+  });
+  sweep.save_hidden_states(states);
 }
 
 }  // namespace
@@ -77,7 +106,19 @@ std::vector<recipes::LayerCoverage> checked_coverage(const CalibrationInput& inp
 CalibrationResult run_calibration(const CalibrationInput& input, const parallel::Mesh& mesh, RunLog& log) {
   parallel::Communicator& world = mesh.world();
   const SourceModel& source = input.source;
-  const SweepOptions options = sweep_options(input);
+  Progress progress(world, input.progress);
+  CalibrationResult result = begin(input, progress, world, log);
+  if (progress.is_done()) return result;
+
+  SweepOptions options = sweep_options(input);
+  options.first_layer = progress.layers();
+  options.hidden_states = progress.states(progress.layers());
+  if (options.forward && options.first_layer > 0) {
+    int64_t kept = 0;
+    world.on_root([&] { kept = checkpoint::exists(options.hidden_states) ? 1 : 0; });
+    world.broadcast(&kept, sizeof(kept), 0);
+    if (kept == 0) recompute(input, mesh, options, options.hidden_states, log);
+  }
   Sweep sweep(source.spec, *source.reader, mesh, TokenRows::dealt(input.rows, mesh.shape().data, mesh.data_rank()), options);
   constexpr int64_t kQueue = int64_t{16} << 20;
   OutputStream output(checkpoint::ShardWriter::open(input.folder, input.plan.layout), kQueue);
@@ -85,14 +126,24 @@ CalibrationResult run_calibration(const CalibrationInput& input, const parallel:
   for (const auto& row : input.rows) lengths.push_back(static_cast<int64_t>(row.size()));
   Calibration calibration(source, input.recipe, input.plan, mesh, output, lengths,
                           {{input.folder + "/ptq-runner"}, input.attributes.at("run"), input.reused});
+  // Every stage tells of its own layers; from here on all ranks know of all.
+  const auto advance = [&](int64_t layers_done, bool done) {
+    world.agree(calibration.error());
+    const CalibrationResult part = gather(world, calibration.take_result());
+    progress.advance(layers_done, done, pack(part));
+    result.add(part);
+  };
   LayerLog layers(log, options.forward);
-  sweep.run(calibration, [&](const SweepProgress& progress) { layers.tell(progress); });
+  sweep.run(calibration, [&](const SweepProgress& swept) {
+    layers.tell(swept);
+    output.flush();
+    if (options.forward && input.recipe.hidden_states == "every_window") sweep.save_hidden_states(progress.states(swept.layers_done));
+    advance(swept.layers_done, false);
+  });
   if (sweep.spilled()) log.line("hidden states did not fit into memory.host and were spilled to " + options.scratch);
   if (sweep.streamed_experts() > 0)
     log.line(fmt::format("a layer's experts did not fit into memory.host: {} at a time", sweep.streamed_experts()));
-  world.agree(calibration.error());
-  CalibrationResult result;
-  result.coverage = checked_coverage(input, calibration, mesh, log);
+  check_coverage(input, result.coverage, world, log);
   calibration.quantize_head(sweep);
   const recipes::SearchSeconds& search = calibration.search_seconds();
   log.event("search", {{"gram_seconds", search.gram},
@@ -104,18 +155,7 @@ CalibrationResult run_calibration(const CalibrationInput& input, const parallel:
                       {"read_wait_seconds", layers.last().wait_seconds}});
   copy_tensors(*source.reader, input.plan.copied, mesh, output);
   output.finish();
-  world.agree(output.error());
-
-  // Every stage's first data and tensor rank holds its layers' statistics; they are small, and the first rank writes them.
-  result.statistics = gather_statistics(world, mesh.stage().rank() == 0 ? calibration.statistics() : checkpoint::Stats{});
-  std::string notes;
-  if (mesh.stage().rank() == 0)
-    for (const auto& note : calibration.notes()) notes += note.module + "\t" + note.note + "\n";
-  for (const auto& note : calibration.expert_notes()) notes += note.module + "\t" + note.note + "\n";
-  result.notes = parse_notes(world.gather_texts(notes));
-  result.choices = gather_choices(world, mesh.stage().rank() == 0 ? calibration.choices() : std::vector<GroupChoice>{});
-  if (input.recipe.awq.powers_of_two) calibration.folds().merge(world);
-  result.folds = std::move(calibration.folds());
+  advance(progress.layers(), true);
   int64_t totals[2] = {source.reader->bytes_read(), output.bytes_written()};
   world.all_reduce_sum(std::span<int64_t>(totals));
   log.event("transferred", {{"bytes_read", totals[0]}, {"bytes_written", totals[1]}});

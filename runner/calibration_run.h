@@ -16,23 +16,15 @@ struct CalibrationInput {
   const recipes::Recipe& recipe;
   const ExportPlan& plan;
   const std::vector<std::vector<int32_t>>& rows;  ///< none: no forward pass
-  std::string folder;                             ///< where the shards are, and ptq-runner/ with its statistics
+  std::string folder;                             ///< for the shards, and ptq-runner/ with its statistics; it is there
+  std::string progress;                           ///< folder of this run's progress
   std::map<std::string, std::string> attributes;  ///< of the statistics
   ReusedStatistics* reused = nullptr;             ///< instead of a forward pass
   int64_t host_memory = 0;                        ///< bytes this rank may use
 };
 
-/// The same on every rank.
-struct CalibrationResult {
-  checkpoint::Stats statistics;
-  std::vector<recipes::ScaleNote> notes;
-  std::vector<recipes::LayerCoverage> coverage;
-  std::vector<GroupChoice> choices;
-  FoldExponents folds;  ///< where the recipe's factors are powers of two
-};
-
-/// Runs it and syncs what was written. Throws user Errors for experts that too few tokens reach, data Errors, and what writing throws.
-/// Collective over the world of `mesh`.
+/// Runs it and syncs what was written, from where `progress` says that an earlier run of the same input stopped. The same on every rank.
+/// Throws user Errors for experts that too few tokens reach, data Errors, and what writing throws. Collective over the world of `mesh`.
 CalibrationResult run_calibration(const CalibrationInput& input, const parallel::Mesh& mesh, RunLog& log);
 
 }  // namespace ptq::runner

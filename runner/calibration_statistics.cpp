@@ -7,6 +7,26 @@
 
 namespace ptq::runner {
 
+CalibrationResult Calibration::take_result() {
+  CalibrationResult mine;
+  mine.notes = std::move(expert_notes_);
+  mine.folds = std::move(folds_);
+  // The rest is the same on all ranks of the stage.
+  if (mesh_.stage().rank() == 0) {
+    mine.statistics = std::move(stats_);
+    mine.notes.insert(mine.notes.end(), notes_.begin(), notes_.end());
+    mine.coverage = std::move(coverage_);
+    mine.choices = std::move(choices_);
+  }
+  expert_notes_.clear();
+  folds_ = {};
+  stats_ = {};
+  notes_.clear();
+  coverage_.clear();
+  choices_.clear();
+  return mine;
+}
+
 void Calibration::keep_statistics(const layers::LayerSpec& layer, const recipes::LayerStatistics& statistics) {
   for (size_t i = 0; i < layer.linears.size(); ++i) {
     const auto& linear = layer.linears[i];

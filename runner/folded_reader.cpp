@@ -3,17 +3,14 @@
 #include <cmath>
 #include <cstring>
 
-#include "checkpoint/files.h"
-
 namespace ptq::runner {
 
 namespace {
 
-using checkpoint::Json;
 using checkpoint::Reader;
 using checkpoint::TensorEntry;
 
-void add(std::vector<int8_t>& exponents, const Tensor& factors, int64_t stack, int64_t index) {
+void add_factors(std::vector<int8_t>& exponents, const Tensor& factors, int64_t stack, int64_t index) {
   const int64_t count = factors.numel();
   exponents.resize(static_cast<size_t>(stack * count), 0);
   int8_t* kept = exponents.data() + index * count;
@@ -24,10 +21,10 @@ void add(std::vector<int8_t>& exponents, const Tensor& factors, int64_t stack, i
   }
 }
 
-/// Adds up what ranks said; a rank that said nothing has fewer.
-void add_all(std::vector<int8_t>& exponents, const std::vector<uint8_t>& more) {
+/// Whoever said nothing has fewer.
+void add_all(std::vector<int8_t>& exponents, const std::vector<int8_t>& more) {
   exponents.resize(std::max(exponents.size(), more.size()), 0);
-  for (size_t i = 0; i < more.size(); ++i) exponents[i] = static_cast<int8_t>(exponents[i] + static_cast<int8_t>(more[i]));
+  for (size_t i = 0; i < more.size(); ++i) exponents[i] = static_cast<int8_t>(exponents[i] + more[i]);
 }
 
 std::vector<float> powers(const std::vector<int8_t>& exponents, int64_t begin, int64_t count) {
@@ -92,10 +89,10 @@ class FoldedReader : public Reader {
 }  // namespace
 
 void FoldExponents::scale_rows(const std::string& name, const Tensor& factors, int64_t stack, int64_t index) {
-  add(tensors_[name].rows, factors, stack, index);
+  add_factors(tensors_[name].rows, factors, stack, index);
 }
 void FoldExponents::scale_columns(const std::string& name, const Tensor& factors, int64_t stack, int64_t index) {
-  add(tensors_[name].columns, factors, stack, index);
+  add_factors(tensors_[name].columns, factors, stack, index);
 }
 
 const TensorExponents* FoldExponents::find(const std::string& name) const {
@@ -103,19 +100,13 @@ const TensorExponents* FoldExponents::find(const std::string& name) const {
   return found == tensors_.end() ? nullptr : &found->second;
 }
 
-void FoldExponents::merge(parallel::Communicator& world) {
-  const auto bytes = [](const std::vector<int8_t>& exponents) { return Json::binary({exponents.begin(), exponents.end()}); };
-  Json mine = Json::object();
-  for (const auto& [name, exponents] : tensors_) mine[name] = {bytes(exponents.rows), bytes(exponents.columns)};
-  const std::vector<uint8_t> packed = Json::to_cbor(mine);
-  tensors_.clear();
-  for (const std::string& text : world.gather_texts({packed.begin(), packed.end()})) {
-    const Json all = Json::from_cbor(text);
-    for (const auto& [name, exponents] : all.items()) {
-      add_all(tensors_[name].rows, exponents[0].get_binary());
-      add_all(tensors_[name].columns, exponents[1].get_binary());
-    }
-  }
+void FoldExponents::add(const std::string& name, const TensorExponents& more) {
+  TensorExponents& kept = tensors_[name];
+  add_all(kept.rows, more.rows);
+  add_all(kept.columns, more.columns);
+}
+void FoldExponents::add(const FoldExponents& more) {
+  for (const auto& [name, exponents] : more.tensors_) add(name, exponents);
 }
 
 std::unique_ptr<Reader> open_folded(std::unique_ptr<Reader> reader, FoldExponents exponents) {

@@ -9,7 +9,6 @@
 
 #include "checkpoint/reader.h"
 #include "kernels/core/tensor.h"
-#include "parallel/communicator.h"
 
 namespace ptq::runner {
 
@@ -30,8 +29,10 @@ class FoldExponents {
   bool empty() const { return tensors_.empty(); }
   /// nullptr for a tensor that stays as it is.
   const TensorExponents* find(const std::string& name) const;
-  /// Every rank's together: what several ranks say of one tensor is about different rows and columns of it. Collective.
-  void merge(parallel::Communicator& world);
+  const std::map<std::string, TensorExponents>& tensors() const { return tensors_; }
+  /// Adds what others say; of one tensor, it is about different rows and columns.
+  void add(const std::string& name, const TensorExponents& more);
+  void add(const FoldExponents& more);
 
  private:
   std::map<std::string, TensorExponents> tensors_;

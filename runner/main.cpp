@@ -52,6 +52,7 @@ void describe(CLI::App& app, Arguments& arguments) {
   auto* run = app.add_subcommand("run", "quantize a checkpoint as a recipe says");
   run->add_option("RECIPE", arguments.quantize.recipe_path, "recipe.yaml")->required();
   run->add_option("OVERRIDES", arguments.quantize.overrides, "key=value, e.g. parallel.tensor=2 output.path=/out");
+  run->add_flag("--restart", arguments.quantize.restart, "start over, whatever an unfinished run of this output has done");
   add_common(*run, arguments);
 
   auto* evaluate =

@@ -22,6 +22,13 @@ std::optional<Error> OutputStream::error() {
   return error_;
 }
 
+void OutputStream::flush() {
+  std::unique_lock lock(mutex_);
+  flushing_ = true;
+  changed_.notify_all();
+  changed_.wait(lock, [&] { return !flushing_; });
+}
+
 void OutputStream::finish() {
   {
     const std::lock_guard lock(mutex_);
@@ -52,7 +59,15 @@ void OutputStream::run() {
     bool failed = false;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return closing_ || !queue_.empty(); });
+      changed_.wait(lock, [&] { return closing_ || flushing_ || !queue_.empty(); });
+      if (queue_.empty() && flushing_) {
+        lock.unlock();
+        if (!error()) guarded([&] { writer_.sync(); });
+        lock.lock();
+        flushing_ = false;
+        changed_.notify_all();
+        continue;
+      }
       if (queue_.empty()) break;
       piece = std::move(queue_.front());
       failed = error_.has_value();

@@ -24,7 +24,9 @@ class OutputStream {
   void push(std::string name, int64_t offset, Tensor data);
   /// What writing has thrown so far.
   std::optional<Error> error();
-  /// Waits until all is written and fsynced.
+  /// Waits until all that was pushed is written and fsynced.
+  void flush();
+  /// The same, and ends the thread.
   void finish();
   int64_t bytes_written() const { return writer_.bytes_written(); }
 
@@ -42,7 +44,7 @@ class OutputStream {
   std::condition_variable changed_;
   std::deque<Piece> queue_;
   int64_t queued_bytes_ = 0;
-  bool closing_ = false, done_ = false;
+  bool closing_ = false, done_ = false, flushing_ = false;
   std::optional<Error> error_;
   std::thread thread_;
 };

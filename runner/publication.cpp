@@ -3,13 +3,13 @@
 #include <fcntl.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <filesystem>
 #include <optional>
 #include <sstream>
 
 #include "runner/machine.h"
+#include "runner/progress.h"
 
 namespace ptq::runner {
 
@@ -28,6 +28,18 @@ std::optional<std::string> complete_fingerprint(const std::string& folder) {
 }
 
 constexpr const char* kLock = "/ptq-runner/lock";
+constexpr const char* kIdentity = "/run.json";
+
+/// Throws a user Error naming what differs when the progress below `work` is of another run.
+void check_identity(const std::string& work, const std::map<std::string, std::string>& identity) {
+  const Json theirs = checkpoint::read_json(progress_folder(work) + kIdentity);
+  std::string differs;
+  for (const auto& [what, fingerprint] : identity)
+    if (!theirs.is_object() || !theirs.contains(what) || theirs.at(what) != fingerprint) differs += (differs.empty() ? "" : ", ") + what;
+  if (!differs.empty())
+    throw user_error("the work folder holds an unfinished run that differs in its " + differs, work,
+                     "run it as it was to go on with it, or with --restart to give it up");
+}
 
 /// An open-file-description lock: the kernel drops it with the process, however that ends. False when another process holds it.
 bool take_lock(int fd) {
@@ -62,25 +74,31 @@ bool check_output_folder(const recipes::Recipe& recipe, const std::string& finge
   return false;
 }
 
-checkpoint::Fd make_work_folder(const std::string& work, const std::string& output, int64_t tensor_bytes) {
+WorkFolder make_work_folder(const std::string& work, const std::string& output, int64_t tensor_bytes,
+                            const std::map<std::string, std::string>& identity, bool restart) {
   checkpoint::make_folder(parent_of(output));
   if (checkpoint::exists(work)) {
     if (!checkpoint::exists(work + "/ptq-runner"))
       throw user_error("there is a folder in the place of the work folder that this program did not make", work, "move it away");
-    const checkpoint::Fd lock(::open((work + kLock).c_str(), O_RDWR | O_CLOEXEC));
+    checkpoint::Fd lock(::open((work + kLock).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
     if (lock && !take_lock(lock.get()))
       throw user_error("another run is writing this output", work, "wait for it, or choose another output.path");
+    if (!restart && has_progress(work)) {
+      check_identity(work, identity);
+      return {std::move(lock), true};
+    }
     checkpoint::remove_tree(work);
   }
   if (const int64_t free = checkpoint::free_bytes(parent_of(output)); free < tensor_bytes)
     throw system_error("the disk is too full: the output needs " + human_bytes(static_cast<double>(tensor_bytes)) + ", " +
                            human_bytes(static_cast<double>(free)) + " are free",
                        parent_of(output), "free disk space or choose another output.path");
-  checkpoint::make_folder(work + "/ptq-runner");
+  checkpoint::make_folder(progress_folder(work));
   checkpoint::Fd lock(::open((work + kLock).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
   if (!lock) throw errno_error("open", work + kLock, errno);
   take_lock(lock.get());
-  return lock;
+  checkpoint::replace_text(progress_folder(work) + kIdentity, Json(identity).dump(2) + "\n");
+  return {std::move(lock), false};
 }
 
 void write_companions(const std::string& work, const SourceModel& source, const ExportPlan& plan) {
@@ -101,44 +119,6 @@ void write_companions(const std::string& work, const SourceModel& source, const 
     checkpoint::write_text(work + "/hf_quant_config.json", words->dump(4) + "\n");
   if (const std::string index = plan.layout.index_json(); !index.empty())
     checkpoint::write_text(work + "/model.safetensors.index.json", index);
-}
-
-checkpoint::Stats gather_statistics(parallel::Communicator& world, const checkpoint::Stats& mine) {
-  std::ostringstream text;  // name, kind, then the bits of each value: exact
-  for (const auto& [name, values] : mine.arrays) {
-    text << name << " f";
-    for (const float value : values) text << ' ' << std::bit_cast<uint32_t>(value);
-    text << '\n';
-  }
-  for (const auto& [name, values] : mine.integers) {
-    text << name << " i";
-    for (const int64_t value : values) text << ' ' << value;
-    text << '\n';
-  }
-  checkpoint::Stats all;
-  for (const std::string& part : world.gather_texts(text.str())) {
-    std::istringstream lines(part);
-    for (std::string line; std::getline(lines, line);) {
-      std::istringstream words(line);
-      std::string name, kind;
-      words >> name >> kind;
-      if (kind == "i")
-        for (int64_t value; words >> value;) all.integers[name].push_back(value);
-      else
-        for (uint32_t bits; words >> bits;) all.arrays[name].push_back(std::bit_cast<float>(bits));
-    }
-  }
-  return all;
-}
-
-std::vector<recipes::ScaleNote> parse_notes(const std::vector<std::string>& texts) {
-  std::vector<recipes::ScaleNote> notes;
-  for (const auto& text : texts) {
-    std::istringstream lines(text);
-    for (std::string line; std::getline(lines, line);) notes.push_back({line.substr(0, line.find('\t')), line.substr(line.find('\t') + 1)});
-  }
-  std::sort(notes.begin(), notes.end(), [](const auto& a, const auto& b) { return a.module < b.module; });
-  return notes;
 }
 
 Json hash_files(parallel::Communicator& world, const std::string& work) {

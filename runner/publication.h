@@ -1,12 +1,13 @@
 #pragma once
 // The output folder's life: a work folder beside it, the files that are not weights, checksums, and the one rename by which it appears.
 
+#include <map>
 #include <string>
 #include <vector>
 
-#include "checkpoint/stats_file.h"
+#include "checkpoint/file_descriptor.h"
+#include "checkpoint/files.h"
 #include "parallel/communicator.h"
-#include "recipes/minmax.h"
 #include "recipes/recipe.h"
 #include "runner/export_plan.h"
 
@@ -16,18 +17,20 @@ namespace ptq::runner {
 /// output.overwrite is not set.
 bool check_output_folder(const recipes::Recipe& recipe, const std::string& fingerprint);
 
-/// Makes an empty work folder with ptq-runner/ inside; a work folder that a killed run left is emptied. Returns its lock, held as long as
-/// the descriptor is open. Throws a user Error when a running job holds it or `work` is something else, a system Error when it cannot be
-/// made or the disk has less than `tensor_bytes` free.
-checkpoint::Fd make_work_folder(const std::string& work, const std::string& output, int64_t tensor_bytes);
+struct WorkFolder {
+  checkpoint::Fd lock;   ///< held as long as it is open
+  bool resumes = false;  ///< it holds the progress of this very run
+};
+
+/// Makes a work folder with ptq-runner/ inside, or takes over the one that a stopped run of the same `identity` (what it is -> its
+/// fingerprint) left; what made no progress, or with `restart`, is emptied. Throws a user Error when a running job holds it, when it holds
+/// the progress of another run, or when `work` is something else; a system Error when it cannot be made or the disk has less than
+/// `tensor_bytes` free for a new one.
+WorkFolder make_work_folder(const std::string& work, const std::string& output, int64_t tensor_bytes,
+                            const std::map<std::string, std::string>& identity, bool restart);
 
 /// config.json, hf_quant_config.json, the index, generation_config.json and every other file of the source that is not weights.
 void write_companions(const std::string& work, const SourceModel& source, const ExportPlan& plan);
-
-/// Everyone's statistics in one; the same on every rank. Collective.
-checkpoint::Stats gather_statistics(parallel::Communicator& world, const checkpoint::Stats& mine);
-/// Lines "module\tnote" of all ranks, sorted.
-std::vector<recipes::ScaleNote> parse_notes(const std::vector<std::string>& texts);
 
 /// {file: SHA-256} of every file below `work` but run.jsonl, the lock and the manifest itself, hashed by all ranks. Collective.
 checkpoint::Json hash_files(parallel::Communicator& world, const std::string& work);

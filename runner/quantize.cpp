@@ -16,6 +16,7 @@
 #include "runner/copied_tensors.h"
 #include "runner/machine.h"
 #include "runner/mesh_shape.h"
+#include "runner/progress.h"
 #include "runner/publication.h"
 #include "runner/run_identity.h"
 #include "runner/run_report.h"
@@ -52,23 +53,24 @@ int64_t host_memory(const recipes::Recipe& recipe, const parallel::Session& sess
   return recipe.host_memory > 0 ? recipe.host_memory : default_host_memory(session.local_ranks());
 }
 
-/// Everything from the plan on: what fails here takes the work folder with it.
+/// Everything from the plan on.
 class Job {
  public:
-  Job(parallel::Session& session, recipes::Recipe recipe, RunLog& log)
-      : world_(session.world()), session_(session), recipe_(std::move(recipe)), log_(log) {}
+  Job(parallel::Session& session, recipes::Recipe recipe, bool restart, RunLog& log)
+      : world_(session.world()), session_(session), recipe_(std::move(recipe)), restart_(restart), log_(log) {}
 
   /// False when the output was there already, complete, from the same recipe.
   bool prepare();
   void run();
-  void remove_work() const {
-    if (world_.rank() == 0 && owns_work_) checkpoint::remove_tree(work_);
-  }
+  /// After an error: what was done is kept where the same run may get further.
+  void give_up(const Error& error) const;
 
  private:
   /// What the calibration is made of: rows of tokens, or an earlier run's statistics. Collective.
   void find_activations();
   std::string describe_activations() const;
+  /// What has to be the same for a stopped run to be gone on with.
+  std::map<std::string, std::string> identity() const;
   void calibrate_and_write(const parallel::Mesh& mesh);
   /// The same with AutoQuantize's choice of formats.
   void choose_and_write(const parallel::Mesh& mesh);
@@ -78,6 +80,7 @@ class Job {
   Communicator& world_;
   parallel::Session& session_;
   recipes::Recipe recipe_;
+  bool restart_;
   RunLog& log_;
   SourceModel source_;
   ExportPlan plan_;
@@ -172,15 +175,33 @@ std::string Job::describe_activations() const {
   return fmt::format("; {} samples, {} tokens{}", rows_.size(), tokens_, grams);
 }
 
+std::map<std::string, std::string> Job::identity() const {
+  return {{"recipe", checkpoint::sha256_text(recipes::to_yaml(recipe_, false))},
+          {"source", source_.fingerprint},
+          {"data", record_.data_fingerprint},
+          {"program", recipes::kProgram},
+          {"arithmetic", kernels::to_string(kernels::matmul_kernel())}};
+}
+
+void Job::give_up(const Error& error) const {
+  if (world_.rank() != 0 || !owns_work_) return;
+  const bool may_get_further = error.kind() == ErrorKind::kSystem || error.kind() == ErrorKind::kBug;
+  if (!may_get_further || !has_progress(work_)) return checkpoint::remove_tree(work_);
+  log_.line("what is done is kept in " + work_ + ": the same run goes on from there");
+}
+
 void Job::run() {
   work_ = recipe_.output_path + ".work";
   world_.on_root([&] {
     const int64_t grams = recipe_.keep_gram && (forward_ || reused_) ? gram_file_bytes(source_.spec) : 0;
     const int64_t candidates = autoquantize_ ? autoquantize_->scratch_bytes() : 0;
-    lock_ = make_work_folder(work_, recipe_.output_path, plan_.layout.tensor_bytes() + grams + candidates);
+    // The hidden states after the last window and those after the one before it.
+    const int64_t states = forward_ ? 2 * tokens_ * source_.spec.hidden * (recipe_.compute == "fp32" ? 4 : 2) : 0;
+    WorkFolder folder =
+        make_work_folder(work_, recipe_.output_path, plan_.layout.tensor_bytes() + grams + candidates + states, identity(), restart_);
+    lock_ = std::move(folder.lock);
     owns_work_ = true;
-    if (forward_ || reused_) checkpoint::make_folder(StatisticsFiles{work_ + "/ptq-runner"}.details());
-    if (!autoquantize_) checkpoint::ShardWriter::create(work_, plan_.layout);
+    if (folder.resumes) log_.line("going on with the unfinished run in " + work_);
   });
   log_.keep_in(work_ + "/ptq-runner/run.jsonl");
   const parallel::Mesh mesh = parallel::Mesh::make(world_, record_.shape);
@@ -211,7 +232,9 @@ void Job::run() {
 }
 
 void Job::calibrate_and_write(const parallel::Mesh& mesh) {
-  const CalibrationInput input{source_, recipe_, plan_, rows_, work_, attributes_, reused_.get(), host_memory(recipe_, session_)};
+  const CalibrationInput input{source_,     recipe_,       plan_,
+                               rows_,       work_,         progress_folder(work_, "calibration"),
+                               attributes_, reused_.get(), host_memory(recipe_, session_)};
   keep(run_calibration(input, mesh, log_));
   if (reused_) stats_.integers.insert(reused_->all().integers.begin(), reused_->all().integers.end());
 }
@@ -243,12 +266,13 @@ void Job::choose_and_write(const parallel::Mesh& mesh) {
 
 void Job::publish() {
   world_.on_root([&] {
+    checkpoint::remove_tree(progress_folder(work_));
     if (recipe_.report && has_report(record_))
       checkpoint::write_text(work_ + "/ptq-runner/report.json", run_report(recipe_, record_).dump(2) + "\n");
     if (!stats_.arrays.empty()) {
       stats_.attributes = attributes_;
       const StatisticsFiles files{work_ + "/ptq-runner"};
-      if (forward_ || reused_)
+      if (checkpoint::exists(files.details()))
         for (const std::string& name : checkpoint::list_files(files.details()))
           stats_.links["calibration/" + name.substr(0, name.rfind(".h5"))] = "calibration/" + name;
       checkpoint::write_stats(files.main(), stats_);
@@ -280,12 +304,12 @@ void quantize(parallel::Session& session, const QuantizeOptions& options) {
   Communicator& world = session.world();
   RunLog log(world.rank() == 0, options.verbosity);
   const recipes::Recipe recipe = read_recipe(world, options);
-  Job job(session, recipe, log);
+  Job job(session, recipe, options.restart, log);
   if (!job.prepare()) return;
   try {
     job.run();
-  } catch (const Error&) {
-    job.remove_work();
+  } catch (const Error& error) {
+    job.give_up(error);
     throw;
   }
 }

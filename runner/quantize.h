@@ -13,10 +13,12 @@ struct QuantizeOptions {
   std::string recipe_path;
   std::vector<std::string> overrides;
   Verbosity verbosity = Verbosity::kNormal;
+  bool restart = false;  ///< an unfinished run's progress is given up
 };
 
 /// Collective over the session's world. Returns when the output folder is in place (or was there already, complete, from the same
-/// recipe). Throws Errors, agreed over all ranks wherever they can be.
+/// recipe). An unfinished run of the same recipe, source, data and program is gone on with. Throws Errors, agreed over all ranks wherever
+/// they can be.
 void quantize(parallel::Session& session, const QuantizeOptions& options);
 
 }  // namespace ptq::runner

@@ -1,7 +1,5 @@
 #include "runner/run_report.h"
 
-#include <algorithm>
-
 #include "kernels/ops.h"
 #include "recipes/version.h"
 
@@ -15,41 +13,6 @@ namespace {
 Json path_or_null(const std::string& path) { return path.empty() ? Json() : Json(path); }
 
 }  // namespace
-
-std::vector<recipes::LayerCoverage> gather_coverage(parallel::Communicator& world, const std::vector<recipes::LayerCoverage>& mine) {
-  Json words = Json::array();
-  for (const auto& layer : mine)
-    words.push_back({{"layer", layer.layer},
-                     {"module", layer.module},
-                     {"experts", layer.experts},
-                     {"starved", layer.starved},
-                     {"tokens", layer.tokens},
-                     {"forced", layer.forced}});
-  std::vector<recipes::LayerCoverage> all;
-  for (const std::string& text : world.gather_texts(words.dump()))
-    for (const Json& layer : Json::parse(text))
-      all.push_back({layer.at("layer").get<int64_t>(), layer.at("module").get<std::string>(), layer.at("experts").get<int64_t>(),
-                     layer.at("starved").get<std::vector<int>>(), layer.at("tokens").get<std::vector<int64_t>>(),
-                     layer.at("forced").get<std::vector<int64_t>>()});
-  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.layer < b.layer; });
-  return all;
-}
-
-std::vector<GroupChoice> gather_choices(parallel::Communicator& world, const std::vector<GroupChoice>& mine) {
-  Json words = Json::array();
-  for (const GroupChoice& choice : mine)
-    words.push_back({choice.layer, choice.module, choice.exponents.alpha, choice.exponents.beta, choice.loss, choice.plain_loss});
-  std::vector<GroupChoice> all;
-  for (const std::string& text : world.gather_texts(words.dump()))
-    for (const Json& choice : Json::parse(text))
-      all.push_back({choice[0].get<int64_t>(),
-                     choice[1].get<std::string>(),
-                     {choice[2].get<double>(), choice[3].get<double>()},
-                     choice[4].get<double>(),
-                     choice[5].get<double>()});
-  std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.layer < b.layer; });
-  return all;
-}
 
 bool has_report(const RunRecord& record) { return !record.coverage.empty() || !record.choices.empty() || !record.autoquantize.is_null(); }
 

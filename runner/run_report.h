@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "parallel/communicator.h"
 #include "parallel/mesh.h"
 #include "recipes/coverage.h"
 #include "recipes/minmax.h"
@@ -25,11 +24,6 @@ struct RunRecord {
   checkpoint::Json autoquantize;                 ///< what AutoQuantize says of its choice; null: nothing was chosen
   int64_t verified_checks = 0;
 };
-
-/// Every stage's, by layer; the same on every rank. Collective.
-std::vector<recipes::LayerCoverage> gather_coverage(parallel::Communicator& world, const std::vector<recipes::LayerCoverage>& mine);
-/// Every stage's, in the order of ranks; the same on every rank. Collective.
-std::vector<GroupChoice> gather_choices(parallel::Communicator& world, const std::vector<GroupChoice>& mine);
 
 /// Is there anything that report.json would say?
 bool has_report(const RunRecord& record);

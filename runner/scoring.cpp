@@ -3,25 +3,17 @@
 #include <algorithm>
 #include <chrono>
 
+#include "checkpoint/files.h"
 #include "kernels/backward_ops.h"
 #include "layers/tensor_slices.h"
+#include "runner/plain_client.h"
+#include "runner/progress.h"
 
 namespace ptq::runner {
 
 namespace {
 
-/// The unquantized model as a sweep's client: nothing is observed.
-class PlainClient : public SweepClient {
- public:
-  explicit PlainClient(size_t candidates) : candidates_(candidates) {}
-  layers::LayerHooks& hooks() override { return hooks_; }
-  /// On the way back a layer is there once more by columns, and in every candidate.
-  double expansion() const override { return 2.0 + static_cast<double>(candidates_); }
-
- private:
-  size_t candidates_;
-  layers::LayerHooks hooks_;
-};
+using checkpoint::Json;
 
 class Scorer : public BackwardClient, private layers::GradientHooks {
  public:
@@ -43,6 +35,9 @@ class Scorer : public BackwardClient, private layers::GradientHooks {
   void layer_done(const layers::LayerSpec& layer) override;
 
   const std::vector<std::vector<double>>& scores() const { return scores_; }
+  /// The scores of the layer that was done last, for a later run, and those of an earlier one.
+  const std::string& layer_scores() const { return layer_scores_; }
+  void take(const std::string& layer_scores, const std::string& where);
 
  private:
   using Bins = std::vector<int64_t>;
@@ -85,6 +80,7 @@ class Scorer : public BackwardClient, private layers::GradientHooks {
   std::map<std::pair<int, size_t>, Bins> sums_;        ///< by group and candidate, of the layer
   std::vector<std::pair<InputKey, Tensor>> inputs_;    ///< [candidates]: what quantized() gave last
   std::vector<std::vector<double>> scores_;
+  std::string layer_scores_;
 };
 
 Tensor Scorer::loss_gradient(int64_t m, parallel::Range tokens, const Tensor& hidden) {
@@ -188,15 +184,28 @@ void Scorer::layer_done(const layers::LayerSpec& layer) {
   for (const auto& [key, bins] : all) packed.insert(packed.end(), bins.begin(), bins.end());
   mesh_.world().all_reduce_sum(std::span<int64_t>(packed));
   size_t at = 0;
+  Json told = Json::array();
   for (const auto& [key, bins] : all) {
-    scores_[static_cast<size_t>(key.first)][key.second] =
-        kernels::value_of(std::span<const int64_t>(packed).subspan(at, kernels::kSumBins));
+    const double score = kernels::value_of(std::span<const int64_t>(packed).subspan(at, kernels::kSumBins));
+    scores_[static_cast<size_t>(key.first)][key.second] = score;
+    told.push_back({key.first, key.second, score});
     at += kernels::kSumBins;
   }
+  const std::vector<uint8_t> bytes = Json::to_cbor(told);
+  layer_scores_ = {bytes.begin(), bytes.end()};
   sums_.clear();
   weights_.clear();
   expert_weights_.clear();
   chunks_.clear();
+}
+
+void Scorer::take(const std::string& layer_scores, const std::string& where) {
+  try {
+    for (const Json& one : Json::from_cbor(layer_scores))
+      scores_.at(one.at(0).get<size_t>()).at(one.at(1).get<size_t>()) = one.at(2).get<double>();
+  } catch (const std::exception&) {
+    throw data_error("not what a run kept of its scores", where, "start over with --restart");
+  }
 }
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
@@ -214,7 +223,11 @@ ScoringResult score_candidates(const ScoringInput& input, const parallel::Mesh& 
     throw user_error("no token of the calibration rows predicts another: every gradient is zero", "calibration.data",
                      "give rows of two tokens at least");
   });
+  Progress progress(mesh.world(), input.progress);
+  const auto layers = static_cast<int64_t>(input.model.spec.layers.size());
   SweepOptions options;
+  options.end_layer = layers - progress.layers();
+  if (!progress.is_new()) options.gradients = progress.states(progress.layers());
   options.operand = options.hidden = input.fp32 ? DType::kF32 : DType::kBF16;
   options.host_memory = input.host_memory;
   options.scratch = input.scratch;
@@ -226,15 +239,25 @@ ScoringResult score_candidates(const ScoringInput& input, const parallel::Mesh& 
   mesh.world().together([&] {
     for (const SourceModel* candidate : input.candidates) candidates.push_back(std::make_unique<EvaluationClient>(*candidate, settings));
   });
-  PlainClient plain(candidates.size());
+  // On the way back a layer is there once more by columns, and in every candidate.
+  PlainClient plain(2.0 + static_cast<double>(candidates.size()));
+  Scorer scorer(input, mesh, candidates, sweep);
+  mesh.world().together([&] {
+    for (const std::string& part : progress.parts()) scorer.take(part, input.progress);
+  });
   auto begin = std::chrono::steady_clock::now();
-  sweep.run(plain, [&](const SweepProgress& progress) { on_layer(false, progress); });
+  if (!progress.is_done()) sweep.run(plain, [&](const SweepProgress& swept) { on_layer(false, swept); });
   result.forward_seconds = seconds_since(begin);
   begin = std::chrono::steady_clock::now();
-  Scorer scorer(input, mesh, candidates, sweep);
   std::vector<BackwardSource> sources{{input.model.reader.get(), &plain}};
   for (size_t c = 0; c < candidates.size(); ++c) sources.push_back({input.candidates[c]->reader.get(), candidates[c].get()});
-  sweep.run_backward(sources, scorer, [&](const SweepProgress& progress) { on_layer(true, progress); });
+  const auto keep_layer = [&](const SweepProgress& swept) {
+    on_layer(true, swept);
+    const bool is_last = swept.layers_done == swept.layers;
+    if (!is_last) sweep.save_gradients(progress.states(swept.layers_done));
+    progress.advance(swept.layers_done, is_last, scorer.layer_scores());
+  };
+  if (!progress.is_done()) sweep.run_backward(sources, scorer, keep_layer);
   result.backward_seconds = seconds_since(begin);
   result.scores = scorer.scores();
   for (auto& group : result.scores)

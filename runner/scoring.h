@@ -24,6 +24,7 @@ struct ScoringInput {
   bool fp32 = false;
   int64_t host_memory = 0;  ///< bytes this rank may use
   std::string scratch;      ///< for inputs of layers that do not fit
+  std::string progress;     ///< folder: scores of layers that an earlier run has done are taken from it
 };
 
 struct ScoringResult {
@@ -32,7 +33,8 @@ struct ScoringResult {
   double forward_seconds = 0, backward_seconds = 0;
 };
 
-/// One forward and one backward sweep. `mesh` has one pipeline stage. Throws a user Error when no token has a label. Collective over the
+/// One forward and one backward sweep, the latter kept after every layer; going on with one makes the inputs of the layers that are left
+/// again. `mesh` has one pipeline stage. Throws a user Error when no token has a label. Collective over the
 /// world.
 ScoringResult score_candidates(const ScoringInput& input, const parallel::Mesh& mesh,
                                const std::function<void(bool backward, const SweepProgress&)>& on_layer);

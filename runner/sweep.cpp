@@ -46,7 +46,8 @@ HiddenStore Sweep::open_store(bool spill) const {
 
 void Sweep::embed() {
   store_ = open_store(spill_);
-  for (size_t l = 0; options_.keep_inputs && l < model_.layers.size(); ++l) inputs_.push_back(open_store(spills_inputs_));
+  for (int64_t l = 0; options_.keep_inputs && l < end_layer(); ++l) inputs_.push_back(open_store(spills_inputs_));
+  if (options_.first_layer > 0) return load(*store_, options_.hidden_states);
   // Some micro-batches at a time: the rows they look up lie in memory together.
   constexpr int64_t kRoom = int64_t{64} << 20;
   const checkpoint::TensorEntry& table = reader_.at(model_.embedding);
@@ -94,7 +95,8 @@ void Sweep::run(SweepClient& client, const std::function<void(const SweepProgres
   world.together([&] { plan(client); });
   settle_plan();
   SweepProgress progress;
-  progress.layers = static_cast<int64_t>(model_.layers.size());
+  progress.first_layer = progress.layers_done = options_.first_layer;
+  progress.layers = end_layer();
   for (const auto& row : rows_.ids) progress.tokens += static_cast<int64_t>(row.size());
 
   world.together([&] {

@@ -141,10 +141,15 @@ struct SweepOptions {
   int64_t micro_batch = 0;        ///< tokens computed at a time, unless one row is longer; 0: as many as memory allows
   int64_t experts_in_memory = 0;  ///< of a layer, on this rank; 0: as many as memory allows
   bool keep_inputs = false;       ///< every layer's input is kept for run_backward; the mesh has one pipeline stage
+  int64_t first_layer = 0;        ///< run() begins here, with the hidden states in the file `hidden_states`, unless it is 0
+  std::string hidden_states;
+  int64_t end_layer = -1;  ///< run() ends before it, and run_backward begins below it, with the gradients in the file `gradients`;
+  std::string gradients;   ///<   -1: after the last layer, with those of the loss
 };
 
+/// Layers are counted in the order in which they are passed: backwards from the last.
 struct SweepProgress {
-  int64_t layers_done = 0, layers = 0, tokens = 0;
+  int64_t first_layer = 0, layers_done = 0, layers = 0, tokens = 0;
   double seconds = 0, forward_seconds = 0, wait_seconds = 0;
   int64_t bytes_read = 0;
 };
@@ -162,6 +167,12 @@ class Sweep {
   /// dtype of hidden states. Collective over the world.
   void run_backward(const std::vector<BackwardSource>& sources, BackwardClient& client,
                     const std::function<void(const SweepProgress&)>& on_layer);
+
+  /// What a later sweep of the same rows begins with, whatever its mesh: the hidden states after the layers that run() has done, or the
+  /// gradients by the input of the last layer that run_backward has done. A file of [tokens of all ranks, H], fsynced. Meant for on_window
+  /// and on_layer. Collective over the world.
+  void save_hidden_states(const std::string& path) { save(mesh_.pipeline_rank() == 0 ? &*store_ : nullptr, path); }
+  void save_gradients(const std::string& path) { save(&*gradients_, path); }
 
   int64_t micro_batches() const { return static_cast<int64_t>(batches_.size()); }
   const layers::Batch& batch(int64_t m) const { return batches_[static_cast<size_t>(m)]; }
@@ -189,6 +200,8 @@ class Sweep {
   class ExpertSource;
 
   // sweep_plan.cpp
+  /// One after the last layer of this sweep.
+  int64_t end_layer() const { return options_.end_layer < 0 ? static_cast<int64_t>(model_.layers.size()) : options_.end_layer; }
   void plan(const SweepClient& client);
   void settle_plan();
   std::vector<Window> windows(int64_t depth) const;
@@ -202,6 +215,15 @@ class Sweep {
   HiddenStore open_store(bool spill) const;
   void embed();
   std::vector<LoadUnit> load_units(const SweepClient& client) const;
+
+  // sweep_states.cpp
+  /// `store`: nullptr on ranks that keep nothing. Collective over the world.
+  void save(const HiddenStore* store, const std::string& path);
+  /// Fills it. Throws a data Error for a file of another size.
+  void load(HiddenStore& store, const std::string& path);
+  /// Calls `move(offset of the bytes in the file, rows)` for every run of neighbouring tokens in this rank's share of micro-batch m,
+  /// `states`.
+  void for_runs(int64_t m, const Tensor& states, const std::function<void(int64_t, const Tensor&)>& move) const;
 
   // sweep_backward.cpp
   class Backward;
@@ -229,7 +251,8 @@ class Sweep {
   std::vector<std::vector<int32_t>> batch_ids_;
   std::vector<Window> windows_;
   std::optional<HiddenStore> store_;
-  std::vector<HiddenStore> inputs_;  ///< of every layer, with keep_inputs
+  std::optional<HiddenStore> gradients_;  ///< of this rank's share of every micro-batch, by what the next layer down made
+  std::vector<HiddenStore> inputs_;       ///< of every layer, with keep_inputs
   layers::RopeTables rope_;
   layers::Workspace workspace_;
   Plan plan_;

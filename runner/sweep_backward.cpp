@@ -14,7 +14,11 @@ using parallel::Range;
 class Sweep::Backward {
  public:
   Backward(Sweep& sweep, const std::vector<BackwardSource>& sources, BackwardClient& client)
-      : sweep_(sweep), mesh_(sweep.mesh_), sources_(sources), client_(client), gradients_(sweep.open_store(sweep.spill_)) {
+      : sweep_(sweep),
+        mesh_(sweep.mesh_),
+        sources_(sources),
+        client_(client),
+        gradients_(sweep.gradients_.emplace(sweep.open_store(sweep.spill_))) {
     for (const BackwardSource& source : sources)
       loaders_.push_back(std::make_unique<WeightLoader>(*source.reader, load_units(source), sweep.ahead_bytes_));
   }
@@ -22,7 +26,11 @@ class Sweep::Backward {
   void run(const std::function<void(const SweepProgress&)>& on_layer);
 
  private:
-  /// Of all layers in the order they are needed.
+  /// The layers in the order they are needed.
+  template <class Visit>
+  void for_layers(const Visit& visit) const {
+    for (int64_t l = sweep_.end_layer() - 1; l >= 0; --l) visit(sweep_.model_.layers[static_cast<size_t>(l)]);
+  }
   std::vector<LoadUnit> load_units(const BackwardSource& source) const;
   std::vector<Range> chunks(const layers::LayerSpec& layer) const {
     return cut_experts(static_cast<int64_t>(layer.moe()->experts.size()), sweep_.plan_.experts, mesh_);
@@ -49,7 +57,7 @@ class Sweep::Backward {
   const parallel::Mesh& mesh_;
   const std::vector<BackwardSource>& sources_;
   BackwardClient& client_;
-  HiddenStore gradients_;  ///< of this rank's share of every micro-batch, by what the next layer down made
+  HiddenStore& gradients_;
   std::vector<std::unique_ptr<WeightLoader>> loaders_;
   layers::LayerWeights weights_;  ///< of the layer, by sources[0]
   layers::LayerColumns columns_;
@@ -60,12 +68,12 @@ class Sweep::Backward {
 
 std::vector<LoadUnit> Sweep::Backward::load_units(const BackwardSource& source) const {
   std::vector<LoadUnit> units;
-  for (auto layer = sweep_.model_.layers.rbegin(); layer != sweep_.model_.layers.rend(); ++layer) {
-    units.push_back(layer_unit(*source.client, *layer, *source.reader, mesh_));
-    if (!layer->moe()) continue;
-    const auto specs = group_by_expert(*layer->moe(), source.client->tensors(*layer));
-    for (const Range& experts : chunks(*layer)) units.push_back(chunk_unit(place_chunk(*layer, experts, specs, mesh_), *source.reader));
-  }
+  for_layers([&](const layers::LayerSpec& layer) {
+    units.push_back(layer_unit(*source.client, layer, *source.reader, mesh_));
+    if (!layer.moe()) return;
+    const auto specs = group_by_expert(*layer.moe(), source.client->tensors(layer));
+    for (const Range& experts : chunks(layer)) units.push_back(chunk_unit(place_chunk(layer, experts, specs, mesh_), *source.reader));
+  });
   return units;
 }
 
@@ -177,6 +185,7 @@ void Sweep::Backward::run_layer(const layers::LayerSpec& layer) {
 }
 
 void Sweep::Backward::start() {
+  if (!sweep_.options_.gradients.empty()) return mesh_.world().together([&] { sweep_.load(gradients_, sweep_.options_.gradients); });
   for (int64_t m = 0; m < sweep_.micro_batches(); ++m) {
     const Tensor stored = sweep_.store_->load(m, share_buffer(m, "share"));
     Tensor rounded = share_buffer(m, "sweep_gradient_share");
@@ -190,18 +199,19 @@ void Sweep::Backward::run(const std::function<void(const SweepProgress&)>& on_la
   const auto begin = std::chrono::steady_clock::now();
   SweepProgress progress;
   progress.layers = static_cast<int64_t>(sweep_.model_.layers.size());
+  progress.first_layer = progress.layers_done = progress.layers - sweep_.end_layer();
   for (const auto& row : sweep_.rows_.ids) progress.tokens += static_cast<int64_t>(row.size());
   start();
-  for (auto layer = sweep_.model_.layers.rbegin(); layer != sweep_.model_.layers.rend(); ++layer) {
-    run_layer(*layer);
+  for_layers([&](const layers::LayerSpec& layer) {
+    run_layer(layer);
     mesh_.world().agree(error_);
-    client_.layer_done(*layer);
+    client_.layer_done(layer);
     progress.layers_done += 1;
     progress.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     progress.wait_seconds = 0;
     for (const auto& loader : loaders_) progress.wait_seconds += loader->waited_seconds();
     on_layer(progress);
-  }
+  });
 }
 
 void Sweep::run_backward(const std::vector<BackwardSource>& sources, BackwardClient& client,

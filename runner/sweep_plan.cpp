@@ -121,8 +121,11 @@ int64_t Sweep::scratch_bytes(int64_t tokens) const {
 
 std::vector<Window> Sweep::windows(int64_t depth) const {
   std::vector<int64_t> bytes;
-  for (const auto& layer : model_.layers) bytes.push_back(source_bytes(layer));
-  return cut_windows(bytes, mesh_.shape().pipeline, depth);
+  for (int64_t l = options_.first_layer; l < end_layer(); ++l) bytes.push_back(source_bytes(model_.layers[static_cast<size_t>(l)]));
+  std::vector<Window> windows = cut_windows(bytes, mesh_.shape().pipeline, depth);
+  for (Window& window : windows)
+    for (int64_t& boundary : window.boundaries) boundary += options_.first_layer;
+  return windows;
 }
 
 Sweep::Needs Sweep::measure(const SweepClient& client, int64_t depth) const {

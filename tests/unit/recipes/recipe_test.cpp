@@ -201,13 +201,13 @@ TEST(Recipe, ValuesOutsideTheListPrintTheList) {
   expect_refused(std::string(kSmallest) + "compute: fp64\n", "use one of: bf16, fp32");
   expect_refused(std::string(kSmallest) + "device: tpu\n", "use one of: auto, cpu, cuda");
   expect_refused(kSmallest, "use one of: any, vllm, sglang, tensorrt-llm", {"output.engine=vlm"});
+  expect_refused(kSmallest, "use one of: every_window, recompute", {"resume.hidden_states=never"});
   expect_refused(kSmallest, "unknown value 'int3'", {"quantization.kv_cache=int3"});
 }
 
 TEST(Recipe, WhatALaterVersionBringsIsToldApartFromMistakes) {
   expect_refused(kSmallest, "no CUDA backend", {"device=cuda"});
   expect_refused(kSmallest, "'model.config' is not supported", {"model.config=x"});
-  expect_refused(kSmallest, "'resume' is not supported", {"resume=true"});
   EXPECT_NO_THROW(parse(kSmallest, {"parallel.expert=1", "calibration.keep_gram=false", "moe={}"}));
 }
 

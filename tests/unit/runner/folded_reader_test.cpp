@@ -79,10 +79,11 @@ TEST(FoldExponents, AddUpAndRefuseWhatIsNoPowerOfTwo) {
   FoldExponents folds;
   folds.scale_columns("w", tensor_of({2, 4}, {2}));
   folds.scale_columns("w", tensor_of({0.5f, 8}, {2}));
-  const auto self = parallel::make_self_communicator();
-  folds.merge(*self);
+  FoldExponents more;
+  more.scale_columns("w", tensor_of({1, 2}, {2}));
+  folds.add(more);
   ASSERT_NE(folds.find("w"), nullptr);
-  EXPECT_EQ(folds.find("w")->columns, (std::vector<int8_t>{0, 5}));
+  EXPECT_EQ(folds.find("w")->columns, (std::vector<int8_t>{0, 6}));
   EXPECT_EQ(folds.find("v"), nullptr);
   test::expect_error(ErrorKind::kBug, "no power of two", [&] { folds.scale_rows("w", tensor_of({3}, {1})); });
 }

@@ -46,6 +46,22 @@ TEST(OutputStream, PutsEveryPieceInItsPlace) {
   }
 }
 
+TEST(OutputStream, WhatWasPushedIsInTheFileAfterAFlushAndMoreMayFollow) {
+  const test::TemporaryFolder folder;
+  const OutputLayout layout = OutputLayout::plan({{"a", DType::kI32, {2, 16}}}, 1 << 20);
+  ShardWriter::create(folder.path(), layout);
+  const auto reader = checkpoint::open_checkpoint(folder.path());
+  OutputStream stream(ShardWriter::open(folder.path(), layout), 1 << 20);
+
+  stream.flush();
+  for (int32_t row = 0; row < 2; ++row) {
+    stream.push("a", 64 * row, rows_of(16 * row + 1));
+    stream.flush();
+    EXPECT_EQ(reader->read("a").data<int32_t>()[16 * row + 15], 16 * row + 16);
+  }
+  EXPECT_FALSE(stream.error());
+}
+
 TEST(OutputStream, APieceLargerThanTheQueueIsWrittenToo) {
   const test::TemporaryFolder folder;
   const OutputLayout layout = OutputLayout::plan({{"a", DType::kI32, {64, 16}}}, 1 << 20);
