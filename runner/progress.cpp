@@ -45,12 +45,11 @@ void Progress::read() {
 std::string Progress::states(int64_t layers) const { return folder_ + "/states_" + std::to_string(layers); }
 
 void Progress::advance(int64_t layers, bool done, const std::string& part) {
-  parts_.push_back(part);
   digests_.push_back(checkpoint::sha256_text(part));
   layers_ = layers;
   done_ = done;
   world_.on_root([&] {
-    checkpoint::write_text(part_path(folder_, parts_.size() - 1), part);
+    checkpoint::write_text(part_path(folder_, digests_.size() - 1), part);
     checkpoint::replace_text(folder_ + "/progress.json", Json{{"layers", layers_}, {"done", done_}, {"parts", digests_}}.dump(2) + "\n");
     for (const auto& entry : fs::directory_iterator(folder_)) {
       const std::string name = entry.path().filename().string();

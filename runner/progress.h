@@ -18,9 +18,10 @@ class Progress {
   Progress(parallel::Communicator& world, std::string folder);
 
   /// Was nothing kept yet?
-  bool is_new() const { return parts_.empty(); }
+  bool is_new() const { return digests_.empty(); }
   int64_t layers() const { return layers_; }
   bool is_done() const { return done_; }
+  /// Of an earlier run, in their order.
   const std::vector<std::string>& parts() const { return parts_; }
   /// The file of states after `layers` layers; its writer calls advance() with that number next.
   std::string states(int64_t layers) const;
