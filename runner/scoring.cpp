@@ -5,6 +5,7 @@
 
 #include "kernels/backward_ops.h"
 #include "layers/tensor_slices.h"
+#include "runner/kv_scoring.h"
 
 namespace ptq::runner {
 
@@ -33,6 +34,7 @@ class Scorer : public BackwardClient, private layers::GradientHooks {
         sweep_(sweep),
         operand_(input.fp32 ? DType::kF32 : DType::kBF16),
         head_(input.model, mesh, operand_),
+        kv_(*candidates[input.kv_scales], input.kv_formats, input.model.spec, mesh, sweep.workspace()),
         inputs_(candidates.size()),
         scores_(static_cast<size_t>(input.groups), std::vector<double>(candidates.size(), 0.0)) {}
 
@@ -43,6 +45,7 @@ class Scorer : public BackwardClient, private layers::GradientHooks {
   void layer_done(const layers::LayerSpec& layer) override;
 
   const std::vector<std::vector<double>>& scores() const { return scores_; }
+  const std::vector<std::vector<double>>& kv_scores() const { return kv_.scores(); }
 
  private:
   using Bins = std::vector<int64_t>;
@@ -60,6 +63,9 @@ class Scorer : public BackwardClient, private layers::GradientHooks {
                        const layers::Batch& batch) override;
   void expert_gradient(const layers::LayerSpec& layer, int expert, int linear, const Tensor& x, const Tensor& y, const Tensor& dy,
                        const layers::ExpertVisits& visits) override;
+  void key_value_gradient(const layers::LayerSpec& layer, const Tensor& k, const Tensor& v, const Tensor& dk, const Tensor& dv) override {
+    kv_.add(layer, k, v, dk, dv);
+  }
   /// `input` [T, C]: what a server would read instead of x.
   void score(const layers::LayerSpec& layer, int linear, size_t candidate, const layers::LinearWeights& weights, const Tensor& input,
              const Tensor& y, const Tensor& dy);
@@ -78,6 +84,7 @@ class Scorer : public BackwardClient, private layers::GradientHooks {
   Sweep& sweep_;
   DType operand_;
   LossHead head_;
+  KvScorer kv_;
   std::vector<std::vector<layers::LinearWeights>> weights_;  ///< [candidates][linears] of the layer
   std::vector<const ExpertChunk*> chunks_;
   int expert_ = -1;                                    ///< whose matrices are in expert_weights_
@@ -178,6 +185,7 @@ void Scorer::expert_gradient(const layers::LayerSpec& layer, int expert, int lin
 }
 
 void Scorer::layer_done(const layers::LayerSpec& layer) {
+  kv_.layer_done(layer);
   // Every rank has a place for each of the layer's groups and candidates, in the same order.
   std::map<std::pair<int, size_t>, Bins> all;
   for (const auto& linear : layer.linears)
@@ -237,8 +245,10 @@ ScoringResult score_candidates(const ScoringInput& input, const parallel::Mesh& 
   sweep.run_backward(sources, scorer, [&](const SweepProgress& progress) { on_layer(true, progress); });
   result.backward_seconds = seconds_since(begin);
   result.scores = scorer.scores();
-  for (auto& group : result.scores)
-    for (double& score : group) score /= 2.0 * static_cast<double>(result.tokens);
+  result.kv_scores = scorer.kv_scores();
+  for (auto* scores : {&result.scores, &result.kv_scores})
+    for (auto& group : *scores)
+      for (double& score : group) score /= 2.0 * static_cast<double>(result.tokens);
   return result;
 }
 
