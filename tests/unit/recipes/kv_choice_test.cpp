@@ -92,7 +92,9 @@ TEST(KvChoice, RefusesWhatNoLayerCanHave) {
     kv_choice(model_of({8}), choice_recipe({"fp8", "nvfp4"}));
   });
   EXPECT_NO_THROW(kv_choice(model_of({8}), choice_recipe({"fp8", "none"})));
-  test::expect_error(ErrorKind::kUser, "no attention block", [&] { kv_choice(model_of({}), choice_recipe({"fp8", "nvfp4"})); });
+  layers::ModelSpec without_attention = model_of({16});
+  without_attention.layers[0].blocks.clear();
+  test::expect_error(ErrorKind::kUser, "no attention block", [&] { kv_choice(without_attention, choice_recipe({"fp8", "nvfp4"})); });
 }
 
 }  // namespace
