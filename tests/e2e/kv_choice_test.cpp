@@ -118,6 +118,7 @@ TEST_F(KvChoiceRun, VerificationFindsLayersThatAreNotWhatTheMetadataSay) {
     const ProgramResult result = run_program({"verify", output});
     EXPECT_EQ(result.exit_code, 1) << result.report();
     EXPECT_NE(result.out.find(words), std::string::npos) << words << "\n" << result.report();
+    std::filesystem::remove_all(output);
     copy_folder(kept, output);
   };
   const auto edit_words = [&](const std::function<void(Json&)>& edit) {
@@ -163,7 +164,7 @@ const std::vector<Case>& cases() {
       {"HeadsWithoutBlocks",
        2,
        {"groups 16 channels of a head", key + ".formats"},
-       [](Scene& scene) { scene.config([](Json& config) { config["head_dim"] = 8; }); }},
+       [](Scene& scene) { make_tiny_llama(scene.model, {.hidden = 128, .intermediate = 256, .heads = 16}); }},
   };
   return all;
 }
@@ -178,7 +179,8 @@ TEST_P(BadKvChoice, EndsWithOneClearMessage) {
   expect_one_clear_message(scene, GetParam().input, GetParam().ranks);
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, BadKvChoice, ::testing::ValuesIn(at_ranks(cases())), [](const auto& info) { return name_of(info); });
+INSTANTIATE_TEST_SUITE_P(Cases, BadKvChoice, ::testing::ValuesIn(at_ranks(cases())),
+                         [](const auto& parameters) { return name_of(parameters); });
 
 }  // namespace
 }  // namespace ptq::test
