@@ -216,7 +216,7 @@ void AutoQuantize::decide(parallel::Communicator& world, const std::vector<std::
     world.together([&] { model = model_of(mix); });
     const double kl = judge.kl(std::move(model));
     log.line(fmt::format("mix {}: {:.4f} bits a weight, estimated KL {:.5f}, true KL {:.5f} nats a token", mixes_.size() + 1,
-                         recipes::effective_bits(sensitivity_.groups, mix.cost), mix.score, kl));
+                         recipes::effective_bits(sensitivity_.groups, mix.cost), estimated_kl(mix.score), kl));
     mixes_.push_back({std::move(mix), kl});
   }
   for (size_t m = 1; m < mixes_.size(); ++m)
@@ -308,9 +308,9 @@ Json AutoQuantize::report() const {
   }
   Json mixes = Json::array(), front = Json::array();
   for (const CheckedMix& checked : mixes_)
-    mixes.push_back({{"effective_bits", bits_of(checked.mix.cost)}, {"estimated_kl", checked.mix.score}, {"kl", checked.kl}});
+    mixes.push_back({{"effective_bits", bits_of(checked.mix.cost)}, {"estimated_kl", estimated_kl(checked.mix.score)}, {"kl", checked.kl}});
   for (const auto& point : recipes::pareto(items_))
-    front.push_back({{"effective_bits", bits_of(point.cost)}, {"estimated_kl", point.score}});
+    front.push_back({{"effective_bits", bits_of(point.cost)}, {"estimated_kl", estimated_kl(point.score)}});
   Json report{{"effective_bits", bits_of(mix.cost)},
               {"budget", recipe_.autoquantize.effective_bits},
               {"cost", recipe_.autoquantize.cost},

@@ -67,6 +67,8 @@ class AutoQuantize {
   /// The candidate of a group in a mix.
   const Candidate& chosen(const recipes::Mix& mix, size_t group) const;
   ExportPlan plan_of(const recipes::Mix& mix) const;
+  /// Nats a token, of a mix with this score and the KV cache as decided.
+  double estimated_kl(double score) const { return score + kv_mix_.score; }
   /// The mix of KV cache formats with the least score, where there is a choice. Logs it.
   void decide_kv_cache(RunLog& log);
   std::unique_ptr<checkpoint::Reader> tensors_of(const recipes::Mix& mix, const ExportPlan& plan) const;
