@@ -42,6 +42,12 @@ Tensor by_kv_heads(const BlockGradient& back, const AttentionSpec& spec, int lin
   return sums;
 }
 
+/// dk, dv by what the cache holds.
+void show_key_value(const BlockGradient& back, const Tensor& dk, const Tensor& dv) {
+  const Trace::Attended& attended = back.trace().attended;
+  back.context.hooks->key_value_gradient(back.block.layer, attended.k, attended.v, dk, dv);
+}
+
 void turn_back(const BlockGradient& back, Tensor& d, const kernels::RopeShape& shape) {
   const RopeTables& tables = *back.block.context.rope;
   kernels::rope_backward(d, shape, back.block.batch.positions, tables.cos, tables.sin);
@@ -54,6 +60,7 @@ Tensor attention_backward(const BlockGradient& back, const AttentionSpec& spec, 
   HeadGradients by = heads_backward(back, back.from_whole(spec.o, dy, "attended"));
   Tensor k = by_kv_heads(back, spec, spec.k, by.k, "k_sums");
   const Tensor v = by_kv_heads(back, spec, spec.v, by.v, "v_sums");
+  show_key_value(back, k, v);
   if (spec.temperature != 0) kernels::scale_rows(by.q, trace.temperatures);
   if (spec.l2_norm) {
     kernels::head_rms_norm_backward(trace.q_turned, Tensor(), spec.head_dim, spec.norm_eps, by.q);
@@ -80,6 +87,7 @@ Tensor latent_attention_backward(const BlockGradient& back, const LatentAttentio
   const Trace& trace = back.trace();
   HeadGradients by = heads_backward(back, back.from_whole(spec.o, dy, "attended"));
   const int64_t heads = trace.attended.shape.heads;
+  show_key_value(back, by.k, by.v);
 
   turn_back(back, by.q, rope_shape(spec, spec.head_dim, spec.nope));
   Tensor read = back.from_slice(spec.q_b, by.q, "queries");

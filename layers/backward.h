@@ -21,6 +21,9 @@ class GradientHooks {
   /// The same of a routed expert's linear, over the tokens that visit it: x [n, C], y, dy [n, O].
   virtual void expert_gradient(const LayerSpec&, int /*expert*/, int /*linear*/, const Tensor& /*x*/, const Tensor& /*y*/,
                                const Tensor& /*dy*/, const ExpertVisits&) {}
+  /// k, v [T, kv heads of this rank · head_dim] f32 as LayerHooks::key_value shows them, dk, dv the gradients by them. A kv head that
+  /// tensor ranks share is shown on all of them.
+  virtual void key_value_gradient(const LayerSpec&, const Tensor& /*k*/, const Tensor& /*v*/, const Tensor& /*dk*/, const Tensor& /*dv*/) {}
 };
 
 /// By linear, the columns of its weight that this rank multiplies gradients by: [C of this rank, O] in the weight's dtype; undefined for

@@ -188,7 +188,7 @@ int64_t budget_of(const std::vector<DecisionGroup>& groups, double bits, const s
     std::snprintf(asked.data(), asked.size(), "%g", bits);
     throw user_error(std::string(asked.data()) + " effective bits cannot be reached: the candidates give " + rounded(low, true) +
                          " (all the cheapest) to " + rounded(high, false) + " (all the dearest)",
-                     where, "choose a number between them, or other quantization.autoquantize.formats");
+                     where, "choose a number between them, or other candidates");
   }
   return std::max(least, static_cast<int64_t>(std::floor(bits * static_cast<double>(counted_weights(groups)))));
 }

@@ -76,7 +76,12 @@ struct KvRefusal {
   Engine engine;
   const char* reason;
 };
-const std::vector<KvRefusal> kKvRefusals{{"NVFP4_AFFINE", kT, "knows no KV cache algorithm NVFP4_AFFINE"}};
+const std::vector<KvRefusal> kKvRefusals{{"NVFP4_AFFINE", kT, "knows no KV cache algorithm NVFP4_AFFINE"},
+                                         {kMixedPrecision, kS, "reads one KV cache format for all layers"},
+                                         {kMixedPrecision, kT, "reads one KV cache format for all layers"}};
+
+/// What vLLM's releases do not have yet: it is proposed in vllm-project/vllm pull 56116.
+constexpr const char* kLayerwiseKv = "a vLLM build with layer-wise KV support (vllm-project/vllm pull 56116)";
 
 bool is_met(const FormatUse& use, Where where) {
   switch (where) {
@@ -104,7 +109,7 @@ std::string refusal_of(Engine engine, const ExportMetadata& metadata) {
   const bool is_nvfp4 = std::any_of(metadata.formats.begin(), metadata.formats.end(), [](const FormatUse& use) {
     return use.encoding.format == Format::kNvfp4 || use.encoding.format == Format::kNvfp4WeightOnly;
   });
-  if (engine == kS && metadata.dialect == kMo && metadata.is_mixed() && !is_nvfp4)
+  if (engine == kS && metadata.dialect == kMo && metadata.formats.size() > 1 && !is_nvfp4)
     return "needs at least one NVFP4 layer in a mixed checkpoint";
   if (metadata.kv_cache_algo.empty()) return "";
   if (metadata.formats.empty() && (engine != kT || metadata.dialect != kMo))
@@ -206,7 +211,8 @@ std::vector<EngineSupport> engine_support(const ExportMetadata& metadata, const 
   std::vector<EngineSupport> engines;
   for (size_t e = 0; e < kEngines.size(); ++e) {
     const std::string reason = refusal_of(kEngines[e], metadata);
-    engines.push_back({kNames[e], reason.empty(), reason, commands[e]});
+    const bool needs_layers = kEngines[e] == kV && metadata.has_mixed_kv();
+    engines.push_back({kNames[e], reason.empty(), reason, commands[e], needs_layers ? kLayerwiseKv : ""});
   }
   return engines;
 }
@@ -245,6 +251,12 @@ void check_candidates(const Recipe& recipe) {
   if (!loads_anywhere(recipe, together))
     throw user_error("no engine asked for loads all candidates side by side: " + reasons_of(recipe, together), where,
                      "take candidates off the list, or name an output.engine to see what it refuses");
+  if (recipe.autoquantize.kv_cache.formats.empty()) return;
+  together.kv_cache_algo = kMixedPrecision;
+  if (!loads_anywhere(recipe, together))
+    throw user_error("no engine asked for loads a KV cache whose format differs by layer: " + reasons_of(recipe, together),
+                     recipe.where("quantization.autoquantize.kv_cache"),
+                     "use quantization.kv_cache, which is for all layers, or output.engine: vllm");
 }
 
 }  // namespace ptq::recipes

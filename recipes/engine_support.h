@@ -15,6 +15,7 @@ struct EngineSupport {
   bool loads = false;
   std::string reason;   ///< why not
   std::string command;  ///< how to serve it
+  std::string needs;    ///< what not every build of the engine has; "": nothing
 };
 /// Of all three, in that order.
 std::vector<EngineSupport> engine_support(const ExportMetadata& metadata, const std::string& output_path);
@@ -24,7 +25,8 @@ std::vector<EngineSupport> engine_support(const ExportMetadata& metadata, const 
 void check_engine(const Recipe& recipe, const ExportMetadata& metadata);
 
 /// What is wrong with autoquantize's candidates whatever the model: throws a user Error for one that no engine asked for loads, for several
-/// that none loads side by side, and for formats by expert where the engines run all experts of a layer as one kernel.
+/// that none loads side by side, for KV caches that differ by layer where none loads these, and for formats by expert where the engines run
+/// all experts of a layer as one kernel.
 void check_candidates(const Recipe& recipe);
 
 }  // namespace ptq::recipes

@@ -14,6 +14,9 @@ namespace {
 /// Readers look at producer.name; the version says which of ModelOpt's layouts this is. Our own name goes into an extra key.
 Json producer() { return {{"name", "modelopt"}, {"version", "0.47.0"}, {"generator", kProgram}}; }
 
+/// Of kv_cache_quantized_layers.
+constexpr int kKvSchema = 1;
+
 bool is_awq(const std::string& algo) { return algo == "W4A16_AWQ" || algo == "W4A8_AWQ" || algo == "NVFP4_AWQ"; }
 
 /// What ModelOpt says of a format beside its name: `words` gets the keys. AWQ's are there with and without smoothing vectors.
@@ -52,6 +55,14 @@ Json config_group(const Encoding& encoding, const std::vector<std::string>& targ
   return group;
 }
 
+/// The KV cache layer by layer; layers that are not listed are not quantized.
+void add_kv_layers(const ExportMetadata& metadata, Json& words) {
+  Json layers = Json::object();
+  for (const auto& [module, algo] : metadata.kv_cache_layers) layers[module] = {{"quant_algo", algo}};
+  words["kv_cache_quantized_layers"] = layers;
+  words["kv_cache_schema_version"] = kKvSchema;
+}
+
 Json modelopt_words(const ExportMetadata& metadata) {
   Json words = Json::object();
   if (metadata.is_mixed()) {
@@ -81,28 +92,44 @@ Json modelopt_words(const ExportMetadata& metadata) {
   }
   words["quant_algo"] = metadata.quant_algo.empty() ? Json(nullptr) : Json(metadata.quant_algo);
   // Not in ModelOpt's own file; without it TensorRT-LLM warns that the two files disagree.
-  if (metadata.formats.size() == 1)
+  if (metadata.formats.size() == 1 && !metadata.is_mixed())
     if (const Json layer = layer_words(metadata.formats[0].encoding); layer.contains("group_size"))
       words["group_size"] = layer.at("group_size");
-  if (!metadata.kv_cache_algo.empty()) words["kv_cache_scheme"] = kv_words(metadata.kv_cache_algo);
+  if (metadata.has_mixed_kv()) {
+    words["kv_cache_quant_algo"] = kMixedPrecision;
+    add_kv_layers(metadata, words);
+  } else if (!metadata.kv_cache_algo.empty()) {
+    words["kv_cache_scheme"] = kv_words(metadata.kv_cache_algo);
+  }
   words["producer"] = producer();
   words["quant_method"] = "modelopt";
   return words;
 }
 
-std::string kv_algo(const std::string& kv_cache) {
-  if (kv_cache == "fp8") return "FP8";
-  if (kv_cache == "nvfp4") return "NVFP4";
-  return kv_cache == "nvfp4_affine" ? "NVFP4_AFFINE" : "";
+/// Of all attention blocks one, or MIXED_PRECISION with the list of layers.
+void describe_kv_cache(const layers::ModelSpec& model, const KvFormats& formats, ExportMetadata& metadata) {
+  std::set<KvFormat> distinct;
+  for (const auto& layer : model.layers) {
+    if (!layer.attention()) continue;
+    const KvFormat format = formats.at(layer.attention()->module);
+    distinct.insert(format);
+    if (format != KvFormat::kNone) metadata.kv_cache_layers.emplace_back(layer.attention()->module, kv_algo(format));
+  }
+  if (distinct.size() > 1) {
+    metadata.kv_cache_algo = kMixedPrecision;
+    return;
+  }
+  if (!metadata.kv_cache_layers.empty()) metadata.kv_cache_algo = metadata.kv_cache_layers[0].second;
+  metadata.kv_cache_layers.clear();
 }
 
 }  // namespace
 
-ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions,
-                               const std::string& kv_cache, Dialect dialect, const std::vector<std::string>& outside) {
+ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions, const KvFormats& kv_cache,
+                               Dialect dialect, const std::vector<std::string>& outside) {
   ExportMetadata metadata;
   metadata.dialect = dialect;
-  metadata.kv_cache_algo = kv_algo(kv_cache);
+  describe_kv_cache(model, kv_cache, metadata);
   std::vector<std::string> quantized, unquantized = outside;
   std::set<std::string> listed, plain_experts;
   /// Under `key` in a mixture: servers know a layer's routed experts, which have one format, as one module.
@@ -137,12 +164,13 @@ ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<st
   add(model.lm_head, model.lm_head.module);
   if (dialect == Dialect::kModelOpt) unquantized.push_back(model.embedding.substr(0, model.embedding.rfind('.')));
 
-  if (metadata.formats.size() > 1)
-    metadata.quant_algo = "MIXED_PRECISION";
-  else
-    metadata.quantized_layers.clear();
-  if (metadata.formats.size() == 1) metadata.quant_algo = quant_algo(metadata.formats[0].encoding);
   if (metadata.formats.empty()) return metadata;
+  if (metadata.is_mixed()) {
+    metadata.quant_algo = kMixedPrecision;
+  } else {
+    metadata.quant_algo = quant_algo(metadata.formats[0].encoding);
+    metadata.quantized_layers.clear();
+  }
   if (dialect != Dialect::kModelOpt)
     metadata.excluded = exact_exclusions(unquantized, plain_experts);
   else if (!metadata.is_mixed())
@@ -154,7 +182,7 @@ std::optional<Json> hf_quant_config(const ExportMetadata& metadata) {
   if (metadata.dialect != Dialect::kModelOpt || metadata.is_plain()) return std::nullopt;
   const auto word = [](const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); };
   Json quantization{{"quant_algo", word(metadata.quant_algo)}, {"kv_cache_quant_algo", word(metadata.kv_cache_algo)}};
-  if (metadata.formats.size() == 1) {
+  if (metadata.formats.size() == 1 && !metadata.is_mixed()) {
     add_group_words(metadata.formats[0].encoding, quantization);
     quantization["exclude_modules"] = metadata.excluded;
   } else {
@@ -162,6 +190,7 @@ std::optional<Json> hf_quant_config(const ExportMetadata& metadata) {
     for (const auto& [module, encoding] : metadata.quantized_layers) layers[module] = layer_words(encoding);
     quantization["quantized_layers"] = layers;
   }
+  if (metadata.has_mixed_kv()) add_kv_layers(metadata, quantization);
   return Json{{"producer", producer()}, {"quantization", quantization}};
 }
 
@@ -188,7 +217,7 @@ Json quantized_config(const Json& source_config, const ExportMetadata& metadata)
 
 std::vector<std::string> metadata_faults(const Json& file, const Json& words) {
   std::vector<std::string> faults;
-  const auto claim = [&](bool holds, const char* otherwise) {
+  const auto claim = [&](bool holds, const std::string& otherwise) {
     if (!holds) faults.emplace_back(otherwise);
   };
   const Json quantization = file.value("quantization", Json::object());
@@ -205,9 +234,18 @@ std::vector<std::string> metadata_faults(const Json& file, const Json& words) {
   claim(std::is_sorted(excluded.begin(), excluded.end()) && std::adjacent_find(excluded.begin(), excluded.end()) == excluded.end(),
         "exclude_modules is not sorted and unique");
   const Json kv = quantization.value("kv_cache_quant_algo", Json(nullptr));
-  claim(kv.is_null() != words.contains("kv_cache_scheme"), "kv_cache_scheme and kv_cache_quant_algo disagree");
-  claim(kv.is_null() || !words.contains("kv_cache_scheme") || words.at("kv_cache_scheme") == kv_words(kv.get<std::string>()),
+  const bool is_mixed = kv == kMixedPrecision, has_scheme = words.contains("kv_cache_scheme");
+  claim((kv.is_null() || is_mixed) != has_scheme, "kv_cache_scheme and kv_cache_quant_algo disagree");
+  claim(kv.is_null() || !has_scheme || words.at("kv_cache_scheme") == kv_words(kv.get<std::string>()),
         "kv_cache_scheme is not that of kv_cache_quant_algo");
+  for (const char* key : {"kv_cache_quantized_layers", "kv_cache_schema_version"}) {
+    const Json ours = quantization.value(key, Json(nullptr)), theirs = words.value(key, Json(nullptr));
+    claim(ours == theirs, std::string("the two JSON files name different ") + key);
+    claim(ours.is_null() != is_mixed, std::string(key) + " and kv_cache_quant_algo disagree");
+  }
+  claim(words.value("kv_cache_quant_algo", Json(nullptr)) == (is_mixed ? kv : Json(nullptr)),
+        "the two JSON files name different kv_cache_quant_algo");
+  claim(!is_mixed || quantization.value("kv_cache_schema_version", 0) == kKvSchema, "kv_cache_schema_version is not 1");
   return faults;
 }
 

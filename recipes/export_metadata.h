@@ -11,6 +11,7 @@
 #include "checkpoint/files.h"
 #include "layers/model_spec.h"
 #include "recipes/decisions.h"
+#include "recipes/kv_cache.h"
 
 namespace ptq::recipes {
 
@@ -25,24 +26,31 @@ struct FormatUse {
   std::set<std::string> containers;  ///< those of `modules` that are a layer's routed experts, stacked or not
 };
 
+/// ModelOpt's name for what differs by layer.
+constexpr const char* kMixedPrecision = "MIXED_PRECISION";
+
 struct ExportMetadata {
   Dialect dialect = Dialect::kModelOpt;
   std::string quant_algo;          ///< ModelOpt's name; "" when only the KV cache is quantized, MIXED_PRECISION with several formats
-  std::string kv_cache_algo;       ///< "" for none
+  std::string kv_cache_algo;       ///< "" for none, MIXED_PRECISION where it differs by layer
   std::vector<FormatUse> formats;  ///< in order of first appearance
   /// Modules left alone. ModelOpt, uniform formats: exclude_modules. Other dialects: full names, "re:..." for a layer's routed experts.
   std::vector<std::string> excluded;
   /// MIXED_PRECISION: in module order, one key for all routed experts of a layer.
   std::vector<std::pair<std::string, Encoding>> quantized_layers;
+  /// MIXED_PRECISION of the KV cache: attention modules whose cache is quantized, in model order, and ModelOpt's name of its format.
+  std::vector<std::pair<std::string, std::string>> kv_cache_layers;
 
-  bool is_mixed() const { return formats.size() > 1; }
+  bool has_mixed_kv() const { return kv_cache_algo == kMixedPrecision; }
+  /// Are formats told layer by layer? ModelOpt has a mixed KV cache beside such words only.
+  bool is_mixed() const { return formats.size() > 1 || (formats.size() == 1 && has_mixed_kv()); }
   bool is_plain() const { return formats.empty() && kv_cache_algo.empty(); }
 };
 
 /// `outside`: the modules that own a matrix and are no part of the spec (multi-token prediction, a vision tower): servers must be told that
 /// they are not quantized, as they are told of routers and the embedding.
-ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions,
-                               const std::string& kv_cache, Dialect dialect, const std::vector<std::string>& outside);
+ExportMetadata describe_export(const layers::ModelSpec& model, const std::map<std::string, Decision>& decisions, const KvFormats& kv_cache,
+                               Dialect dialect, const std::vector<std::string>& outside);
 
 /// hf_quant_config.json; nothing in the dialects that have none, and for plain models.
 std::optional<Json> hf_quant_config(const ExportMetadata& metadata);

@@ -45,6 +45,33 @@ KvFormat kv_format(const std::string& name) {
   return name == "nvfp4_affine" ? KvFormat::kNvfp4Affine : KvFormat::kNone;
 }
 
+std::string kv_algo(KvFormat format) {
+  switch (format) {
+    case KvFormat::kNone:
+      return "";
+    case KvFormat::kFp8:
+      return "FP8";
+    case KvFormat::kNvfp4:
+      return "NVFP4";
+    case KvFormat::kNvfp4Affine:
+      return "NVFP4_AFFINE";
+  }
+  throw bug("unknown KV cache format");
+}
+
+std::optional<KvFormat> find_kv_algo(const std::string& algo) {
+  for (const KvFormat format : {KvFormat::kFp8, KvFormat::kNvfp4, KvFormat::kNvfp4Affine})
+    if (kv_algo(format) == algo) return format;
+  return std::nullopt;
+}
+
+KvFormats uniform_kv_formats(const layers::ModelSpec& model, KvFormat format) {
+  KvFormats formats;
+  for (const auto& layer : model.layers)
+    if (layer.attention()) formats[layer.attention()->module] = format;
+  return formats;
+}
+
 std::string kv_tensor(Dialect dialect, const std::string& attention, char key_or_value, const std::string& part) {
   const std::string letter(1, key_or_value);
   return attention + (dialect == Dialect::kModelOpt ? "." + letter + "_proj." : ".") + letter + "_" + part;
@@ -64,7 +91,11 @@ std::vector<checkpoint::OutputTensor> kv_tensors(Dialect dialect, KvFormat forma
 }
 
 void check_kv_cache(const layers::ModelSpec& model, const Recipe& recipe) {
-  const KvFormat format = kv_format(recipe.kv_cache);
+  const std::vector<std::string>& candidates = recipe.autoquantize.kv_cache.formats;
+  const bool may_choose = recipe.method == "autoquantize" && std::count(candidates.begin(), candidates.end(), "nvfp4") > 0;
+  const std::string name = may_choose ? "nvfp4" : recipe.kv_cache;
+  const std::string where = recipe.where(may_choose ? "quantization.autoquantize.kv_cache.formats" : "quantization.kv_cache");
+  const KvFormat format = kv_format(name);
   if (!is_nvfp4(format)) return;
   for (const auto& layer : model.layers) {
     const layers::AttentionHeads* attention = layer.attention();
@@ -72,12 +103,12 @@ void check_kv_cache(const layers::ModelSpec& model, const Recipe& recipe) {
     const bool is_latent = std::any_of(layer.blocks.begin(), layer.blocks.end(),
                                        [](const auto& block) { return std::holds_alternative<layers::LatentAttentionSpec>(block.body); });
     if (format == KvFormat::kNvfp4Affine && is_latent)
-      throw user_error("kv_cache nvfp4_affine has no place for the biases of " + attention->module + ", whose keys are latent",
-                       recipe.where("quantization.kv_cache"), "use kv_cache: nvfp4 or fp8");
+      throw user_error("kv_cache nvfp4_affine has no place for the biases of " + attention->module + ", whose keys are latent", where,
+                       "use kv_cache: nvfp4 or fp8");
     if (attention->head_dim % kBlock != 0 || attention->v_head_dim % kBlock != 0)
-      throw user_error("kv_cache " + recipe.kv_cache + " groups 16 channels of a head, and those of " + attention->module + " have " +
+      throw user_error("kv_cache " + name + " groups 16 channels of a head, and those of " + attention->module + " have " +
                            std::to_string(attention->head_dim % kBlock != 0 ? attention->head_dim : attention->v_head_dim),
-                       recipe.where("quantization.kv_cache"), "use kv_cache: fp8");
+                       where, may_choose ? "use fp8 and none" : "use kv_cache: fp8");
   }
 }
 

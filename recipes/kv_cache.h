@@ -2,6 +2,8 @@
 // A quantized KV cache: what the checkpoint says of it beside an attention block, the scales from what calibration saw, and what a server
 // does to keys and values. Keys are taken after rope.
 
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +23,15 @@ enum class KvFormat {
 };
 /// Of quantization.kv_cache's names.
 KvFormat kv_format(const std::string& name);
+/// ModelOpt's name; "" for kNone.
+std::string kv_algo(KvFormat format);
+/// The format that ModelOpt calls so; nothing for names that are not known here.
+std::optional<KvFormat> find_kv_algo(const std::string& algo);
+
+/// By attention module, what the cache of every attention block holds.
+using KvFormats = std::map<std::string, KvFormat>;
+/// The same in all of them.
+KvFormats uniform_kv_formats(const layers::ModelSpec& model, KvFormat format);
 
 /// What is stored of one attention block.
 struct KvScales {
@@ -33,8 +44,8 @@ std::string kv_tensor(Dialect dialect, const std::string& attention, char key_or
 /// Everything that is stored of one attention block, in the order k_scale, v_scale, k_bias, v_bias.
 std::vector<checkpoint::OutputTensor> kv_tensors(Dialect dialect, KvFormat format, const layers::AttentionHeads& attention);
 
-/// Throws a user Error when the recipe's KV cache cannot be that of this model: head dims that 16 does not divide, latent attention with
-/// biases.
+/// Throws a user Error when the recipe's KV cache, or one that autoquantize may choose, cannot be that of this model: head dims that 16
+/// does not divide, latent attention with biases.
 void check_kv_cache(const layers::ModelSpec& model, const Recipe& recipe);
 
 /// `tokens`: of all ranks, what the channel sums are of. An amax of 0 gives 1 and a note.

@@ -78,6 +78,30 @@ void read_range(Section range, Recipe& recipe) {
                      "99.99 leaves out one value of ten thousand");
 }
 
+void expect_bits(const Recipe& recipe, const std::string& key, double bits, const std::string& example) {
+  if (!(bits > 0 && std::isfinite(bits))) throw user_error("'" + key + "' is not a positive number", recipe.where(key), example);
+}
+
+void read_kv_cache(Section section, Recipe& recipe) {
+  KvCacheRules& rules = recipe.autoquantize.kv_cache;
+  rules.formats = {"fp8", "nvfp4"};
+  section.read("formats", rules.formats);
+  section.read("effective_bits", rules.effective_bits);
+  section.finish();
+  const std::string where = recipe.where("quantization.autoquantize.kv_cache.formats");
+  const std::vector<std::string> known{"fp8", "nvfp4", "none"};
+  for (const std::string& name : rules.formats) {
+    if (std::count(known.begin(), known.end(), name) == 0)
+      throw user_error("'" + name + "' is no format of KV caches to choose from", where, "use some of: fp8, nvfp4, none");
+    if (std::count(rules.formats.begin(), rules.formats.end(), name) > 1)
+      throw user_error("KV cache format '" + name + "' is there twice", where, "keep one");
+  }
+  if (rules.formats.size() < 2)
+    throw user_error("there is nothing to choose from: fewer than two KV cache formats", where,
+                     "use some of: fp8, nvfp4, none; one for all layers is quantization.kv_cache");
+  expect_bits(recipe, "quantization.autoquantize.kv_cache.effective_bits", rules.effective_bits, "6.0 is between nvfp4 (4.5) and fp8 (8)");
+}
+
 void read_autoquantize(Section section, Recipe& recipe) {
   AutoQuantizeRules& rules = recipe.autoquantize;
   section.read("effective_bits", rules.effective_bits);
@@ -87,10 +111,9 @@ void read_autoquantize(Section section, Recipe& recipe) {
   section.read_choice("cost", rules.cost, {"weights", "active_moe"});
   section.read_choice("expert_granularity", rules.expert_granularity, {"layer", "expert"});
   section.read("scores", rules.scores);
+  if (section.has("kv_cache")) read_kv_cache(section.section("kv_cache"), recipe);
   section.finish();
-  if (!(rules.effective_bits > 0 && std::isfinite(rules.effective_bits)))
-    throw user_error("'quantization.autoquantize.effective_bits' is not a positive number",
-                     recipe.where("quantization.autoquantize.effective_bits"), "4.8 is between nvfp4 (4.5) and fp8 (8)");
+  expect_bits(recipe, "quantization.autoquantize.effective_bits", rules.effective_bits, "4.8 is between nvfp4 (4.5) and fp8 (8)");
   at_least(recipe, "quantization.autoquantize.score_samples", rules.score_samples, 1);
   at_least(recipe, "quantization.autoquantize.kl_checks", rules.kl_checks, 1);
 }
@@ -171,6 +194,9 @@ void check_autoquantize(const Recipe& recipe) {
     throw user_error("autoquantize chooses the format of every linear, which leaves nothing to rules", recipe.rules[0].where,
                      "remove quantization.rules; what must stay as it is can be named in quantization.ignore");
   if (recipe.range.weights != "amax" || recipe.range.activations != "amax") refuse("range", "candidates search ranges as their presets do");
+  if (!recipe.autoquantize.kv_cache.formats.empty() && recipe.kv_cache != "none")
+    throw user_error("quantization.kv_cache and quantization.autoquantize.kv_cache do not go together: the one is for all layers",
+                     recipe.where("quantization.kv_cache"), "remove one of them");
   if (!recipe.awq.fold.empty() && recipe.awq.fold != "all") refuse("awq.fold", "candidates share their folds, all the way");
   if (!recipe.reuse.empty())
     throw user_error("calibration.reuse and method autoquantize do not go together: scores need a forward pass",
@@ -233,6 +259,9 @@ void check_dialect(const Recipe& recipe) {
     throw user_error("dialect " + recipe.dialect + " has no words for kv_cache: " + recipe.kv_cache, recipe.where("quantization.kv_cache"),
                      dialect == Dialect::kCompressedTensors ? "use kv_cache: fp8 or none, or output.dialect: modelopt"
                                                             : "use kv_cache: none, or output.dialect: modelopt");
+  if (recipe.method == "autoquantize" && !recipe.autoquantize.kv_cache.formats.empty())
+    throw user_error("dialect " + recipe.dialect + " has no words for a KV cache whose format differs by layer",
+                     recipe.where("quantization.autoquantize.kv_cache"), "remove it, or use output.dialect: modelopt");
 }
 
 void read_quantization(Section quantization, Recipe& recipe) {

@@ -46,6 +46,12 @@ struct RangeRules {
   double percentile = 99.99;         ///< of magnitudes, that the range covers
 };
 
+/// quantization.autoquantize.kv_cache: a format for every layer's KV cache, within a budget of bits.
+struct KvCacheRules {
+  std::vector<std::string> formats;  ///< fp8, nvfp4, none; empty: quantization.kv_cache is that of all layers
+  double effective_bits = 6.0;       ///< per cached number, scales included
+};
+
 /// quantization.autoquantize: a format for every group of linears, within a budget of bits.
 struct AutoQuantizeRules {
   double effective_bits = 4.8;                           ///< stored bits per weight that all groups may have together
@@ -55,6 +61,7 @@ struct AutoQuantizeRules {
   std::string cost = "weights";              ///< weights | active_moe: routed experts count by the share of them that a token visits
   std::string expert_granularity = "layer";  ///< layer | expert: what of the routed experts has one format
   std::string scores;                        ///< scores.h5 of an earlier run; "": none
+  KvCacheRules kv_cache;
 };
 
 struct Recipe {

@@ -64,6 +64,10 @@ std::string to_yaml(const Recipe& recipe, bool all) {
         << "score_samples" << YAML::Value << rules.score_samples << YAML::Key << "kl_checks" << YAML::Value << rules.kl_checks << YAML::Key
         << "cost" << YAML::Value << rules.cost << YAML::Key << "expert_granularity" << YAML::Value << rules.expert_granularity;
     if (!rules.scores.empty()) out << YAML::Key << "scores" << YAML::Value << rules.scores;
+    if (!rules.kv_cache.formats.empty())
+      out << YAML::Key << "kv_cache" << YAML::Value << YAML::Flow << YAML::BeginMap << YAML::Key << "formats" << YAML::Value
+          << rules.kv_cache.formats << YAML::Key << "effective_bits" << YAML::Value << shortest(rules.kv_cache.effective_bits)
+          << YAML::EndMap;
     out << YAML::EndMap;
   }
   out << YAML::EndMap;

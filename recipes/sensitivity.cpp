@@ -50,6 +50,7 @@ class ScoresFile {
   }
   std::vector<int64_t> integers(const std::string& name) const { return reader_.integers(name); }
   std::vector<double> doubles(const std::string& name) const { return reader_.doubles(name); }
+  bool has(const std::string& name) const { return attributes_.count(name) > 0; }
 
  private:
   checkpoint::StatsReader reader_;
@@ -66,9 +67,17 @@ std::vector<std::string> texts_of(const ScoresFile& file, const Json& list) {
   return texts;
 }
 
-void read_groups(const ScoresFile& file, Sensitivity& sensitivity) {
-  const auto layers = file.integers("groups/layer"), weights = file.integers("groups/weights"), factors = file.integers("groups/factor");
-  const Json groups = file.json("groups");
+/// Groups, options and scores of a decision among `candidates`.
+struct Decisions {
+  std::vector<std::string>& candidates;
+  std::vector<DecisionGroup>& groups;
+  std::vector<std::vector<double>>& scores;
+};
+
+void read_groups(const ScoresFile& file, const std::string& list, const std::string& folder, Decisions decisions) {
+  const auto layers = file.integers(folder + "groups/layer"), weights = file.integers(folder + "groups/weights"),
+             factors = file.integers(folder + "groups/factor");
+  const Json groups = file.json(list);
   file.expect(groups.size() == layers.size() && groups.size() == weights.size() && groups.size() == factors.size(),
               "its lists of groups have different lengths");
   for (size_t g = 0; g < groups.size(); ++g) {
@@ -76,42 +85,42 @@ void read_groups(const ScoresFile& file, Sensitivity& sensitivity) {
     file.expect(words.is_object() && words.contains("name") && words.contains("modules") && words["name"].is_string(),
                 "a group has no name and modules");
     file.expect(layers[g] >= 0 && weights[g] >= 0 && factors[g] > 0, "a group's numbers are negative");
-    sensitivity.groups.push_back(
-        {words["name"].get<std::string>(), texts_of(file, words["modules"]), layers[g], weights[g], factors[g], {}});
-    sensitivity.scores.emplace_back();
+    decisions.groups.push_back({words["name"].get<std::string>(), texts_of(file, words["modules"]), layers[g], weights[g], factors[g], {}});
+    decisions.scores.emplace_back();
   }
 }
 
-void read_options(const ScoresFile& file, Sensitivity& sensitivity) {
-  const auto groups = file.integers("options/group"), candidates = file.integers("options/candidate"), bits = file.integers("options/bits");
-  const std::vector<double> scores = file.doubles("options/score");
+void read_options(const ScoresFile& file, const std::string& folder, Decisions decisions) {
+  const auto groups = file.integers(folder + "options/group"), candidates = file.integers(folder + "options/candidate"),
+             bits = file.integers(folder + "options/bits");
+  const std::vector<double> scores = file.doubles(folder + "options/score");
   file.expect(groups.size() == candidates.size() && groups.size() == bits.size() && groups.size() == scores.size(),
               "its lists of options have different lengths");
   double dearest = 0;
   for (size_t i = 0; i < groups.size(); ++i) {
-    file.expect(groups[i] >= (i > 0 ? groups[i - 1] : 0) && groups[i] < static_cast<int64_t>(sensitivity.groups.size()),
+    file.expect(groups[i] >= (i > 0 ? groups[i - 1] : 0) && groups[i] < static_cast<int64_t>(decisions.groups.size()),
                 "an option is of no group");
-    DecisionGroup& group = sensitivity.groups[static_cast<size_t>(groups[i])];
-    file.expect(candidates[i] >= 0 && candidates[i] < static_cast<int64_t>(sensitivity.presets.size()), "an option is no candidate");
+    DecisionGroup& group = decisions.groups[static_cast<size_t>(groups[i])];
+    file.expect(candidates[i] >= 0 && candidates[i] < static_cast<int64_t>(decisions.candidates.size()), "an option is no candidate");
     file.expect(bits[i] >= 0 && std::isfinite(scores[i]) && scores[i] >= 0, "an option's numbers are negative or infinite");
     dearest += static_cast<double>(group.factor) * static_cast<double>(bits[i]);
     group.options.push_back({static_cast<int>(candidates[i]), bits[i]});
-    sensitivity.scores[static_cast<size_t>(groups[i])].push_back(scores[i]);
+    decisions.scores[static_cast<size_t>(groups[i])].push_back(scores[i]);
   }
   file.expect(dearest < 0x1p60, "its costs are immense");
-  for (const DecisionGroup& group : sensitivity.groups) file.expect(!group.options.empty(), "a group has no options");
+  for (const DecisionGroup& group : decisions.groups) file.expect(!group.options.empty(), "a group has no options");
 }
 
-}  // namespace
-
-void write_scores(const std::string& path, const Sensitivity& sensitivity) {
+/// The lists of one decision below `folder`; returns the JSON of its groups.
+std::string put_decisions(checkpoint::StatsWriter& writer, const std::string& folder, const std::vector<DecisionGroup>& all,
+                          const std::vector<std::vector<double>>& all_scores) {
   Json words = Json::array();
   std::vector<int64_t> layers, weights, factors, groups, candidates, bits;
   std::vector<double> scores;
-  require(sensitivity.groups.size() == sensitivity.scores.size(), "scores of other groups");
-  for (size_t g = 0; g < sensitivity.groups.size(); ++g) {
-    const DecisionGroup& group = sensitivity.groups[g];
-    require(group.options.size() == sensitivity.scores[g].size(), "scores of other options");
+  require(all.size() == all_scores.size(), "scores of other groups");
+  for (size_t g = 0; g < all.size(); ++g) {
+    const DecisionGroup& group = all[g];
+    require(group.options.size() == all_scores[g].size(), "scores of other options");
     words.push_back({{"name", group.name}, {"modules", group.modules}});
     layers.push_back(group.layer);
     weights.push_back(group.weights);
@@ -120,18 +129,25 @@ void write_scores(const std::string& path, const Sensitivity& sensitivity) {
       groups.push_back(static_cast<int64_t>(g));
       candidates.push_back(group.options[o].candidate);
       bits.push_back(group.options[o].bits);
-      scores.push_back(sensitivity.scores[g][o]);
+      scores.push_back(all_scores[g][o]);
     }
   }
+  writer.put(folder + "groups/layer", std::span<const int64_t>(layers));
+  writer.put(folder + "groups/weights", std::span<const int64_t>(weights));
+  writer.put(folder + "groups/factor", std::span<const int64_t>(factors));
+  writer.put(folder + "options/group", std::span<const int64_t>(groups));
+  writer.put(folder + "options/candidate", std::span<const int64_t>(candidates));
+  writer.put(folder + "options/bits", std::span<const int64_t>(bits));
+  writer.put(folder + "options/score", std::span<const double>(scores));
+  return words.dump();
+}
+
+}  // namespace
+
+void write_scores(const std::string& path, const Sensitivity& sensitivity) {
   const SensitivityIdentity& identity = sensitivity.identity;
   checkpoint::StatsWriter writer(path);
-  writer.put("groups/layer", std::span<const int64_t>(layers));
-  writer.put("groups/weights", std::span<const int64_t>(weights));
-  writer.put("groups/factor", std::span<const int64_t>(factors));
-  writer.put("options/group", std::span<const int64_t>(groups));
-  writer.put("options/candidate", std::span<const int64_t>(candidates));
-  writer.put("options/bits", std::span<const int64_t>(bits));
-  writer.put("options/score", std::span<const double>(scores));
+  const std::string groups = put_decisions(writer, "", sensitivity.groups, sensitivity.scores);
   writer.put_attribute("kind", kKind);
   writer.put_attribute("version", kVersion);
   writer.put_attribute("model_fingerprint", identity.model_fingerprint);
@@ -141,7 +157,11 @@ void write_scores(const std::string& path, const Sensitivity& sensitivity) {
   writer.put_attribute("expert_granularity", identity.expert_granularity);
   writer.put_attribute("rows", std::to_string(identity.rows));
   writer.put_attribute("presets", Json(sensitivity.presets).dump());
-  writer.put_attribute("groups", words.dump());
+  writer.put_attribute("groups", groups);
+  if (!sensitivity.kv.groups.empty()) {
+    writer.put_attribute("kv_formats", Json(sensitivity.kv.formats).dump());
+    writer.put_attribute("kv_groups", put_decisions(writer, "kv/", sensitivity.kv.groups, sensitivity.kv.scores));
+  }
   writer.finish();
 }
 
@@ -155,8 +175,14 @@ Sensitivity read_scores(const std::string& path) {
                           file.text("candidates"),         file.text("cost"),
                           file.text("expert_granularity"), file.count("rows")};
   sensitivity.presets = texts_of(file, file.json("presets"));
-  read_groups(file, sensitivity);
-  read_options(file, sensitivity);
+  const Decisions linears{sensitivity.presets, sensitivity.groups, sensitivity.scores};
+  read_groups(file, "groups", "", linears);
+  read_options(file, "", linears);
+  if (!file.has("kv_groups")) return sensitivity;
+  sensitivity.kv.formats = texts_of(file, file.json("kv_formats"));
+  const Decisions caches{sensitivity.kv.formats, sensitivity.kv.groups, sensitivity.kv.scores};
+  read_groups(file, "kv_groups", "kv/", caches);
+  read_options(file, "kv/", caches);
   return sensitivity;
 }
 

@@ -19,17 +19,26 @@ struct SensitivityIdentity {
   int64_t rows = 0;                ///< scored
 };
 
+/// The KV cache's part, where quantization.autoquantize.kv_cache leaves a choice: see recipes/kv_choice.h.
+struct KvSensitivity {
+  std::vector<std::string> formats;  ///< the candidates
+  std::vector<DecisionGroup> groups;
+  std::vector<std::vector<double>> scores;  ///< [groups][options]
+};
+
 struct Sensitivity {
   SensitivityIdentity identity;
   std::vector<std::string> presets;  ///< of the candidates
   std::vector<DecisionGroup> groups;
   std::vector<std::vector<double>> scores;  ///< [groups][options], as the groups' options; lower is better, not negative
+  KvSensitivity kv;                         ///< empty without a choice
 };
 
 /// Writes the file at once; nothing appears at the path before it is whole. The same scores make the same bytes. Throws a system Error.
 ///   attributes  kind, version, the identity, presets and groups (JSON: [{name, modules}])
 ///   groups/layer, groups/weights, groups/factor  int64 [groups]
 ///   options/group, options/candidate, options/bits  int64, options/score f64  [all options, by group]
+/// With a choice of the KV cache: attributes kv_formats and kv_groups, kv/groups/..., kv/options/... alike.
 void write_scores(const std::string& path, const Sensitivity& sensitivity);
 /// Throws a user Error when there is no such file, a data Error for one that is damaged, holds no scores or contradicts itself.
 Sensitivity read_scores(const std::string& path);

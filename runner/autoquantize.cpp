@@ -27,6 +27,12 @@ size_t scored_rows(const recipes::Recipe& recipe, size_t rows) {
   return std::min(static_cast<size_t>(recipe.autoquantize.score_samples), rows - held_back_rows(rows));
 }
 
+/// One line of the table of groups.
+void log_decision(RunLog& log, const std::string& group, const std::string& format, int64_t bits, double score) {
+  log.event("decision", {{"group", group}, {"format", format}, {"bits", bits}, {"score", score}});
+  log.detail(fmt::format("{:<56} {:<12} {:>10} score {:.3e}", group, format, human_bytes(static_cast<double>(bits) / 8), score));
+}
+
 }  // namespace
 
 AutoQuantize::AutoQuantize(const recipes::Recipe& recipe, const SourceModel& source) : recipe_(recipe), source_(source) {
@@ -42,6 +48,12 @@ AutoQuantize::AutoQuantize(const recipes::Recipe& recipe, const SourceModel& sou
   items_ = recipes::knapsack_groups(sensitivity_.groups, sensitivity_.scores);
   budget_ =
       recipes::budget_of(sensitivity_.groups, recipe.autoquantize.effective_bits, recipe.where("quantization.autoquantize.effective_bits"));
+  const recipes::KvCacheRules& kv = recipe.autoquantize.kv_cache;
+  if (!kv.formats.empty()) {
+    sensitivity_.kv = recipes::kv_choice(source.spec, recipe);
+    kv_budget_ =
+        recipes::budget_of(sensitivity_.kv.groups, kv.effective_bits, recipe.where("quantization.autoquantize.kv_cache.effective_bits"));
+  }
 
   // AWQ's factors suit the other candidates better than SmoothQuant's, which look at maxima alone.
   const std::vector<std::string>& presets = sensitivity_.presets;
@@ -61,6 +73,8 @@ void AutoQuantize::find_scores(const std::string& data_fingerprint, size_t rows)
   candidates += "; group_size " + std::to_string(recipe_.group_size) + ", dialect " + recipe_.dialect + ", compute " + recipe_.compute +
                 ", fp8_quotient " + recipe_.fp8_quotient + ", ignore";
   for (const std::string& pattern : recipe_.ignore) candidates += " " + pattern;
+  if (!sensitivity_.kv.formats.empty()) candidates += ", kv_cache";
+  for (const std::string& format : sensitivity_.kv.formats) candidates += " " + format;
   sensitivity_.identity = {source_.fingerprint,
                            data_fingerprint,
                            candidates,
@@ -84,7 +98,11 @@ Candidate AutoQuantize::make_candidate(const std::string& preset, bool has_folds
   recipe.awq.powers_of_two = has_folds;
   recipe.awq.smooth = has_folds;
   if (!has_folds && recipe.method == "smoothquant") recipe.method = "minmax";
-  if (!has_folds) recipe.kv_cache = "none";
+  // One has the scales of the KV cache, which are the same for FP8 and NVFP4.
+  if (!has_folds)
+    recipe.kv_cache = "none";
+  else if (!sensitivity_.kv.formats.empty())
+    recipe.kv_cache = "fp8";
   recipe.ignore.emplace_back("lm_head");
   const recipes::Encoding encoding = recipes::encoding_of(recipes::find_format(recipe.format, "").format, recipe);
   for (const recipes::DecisionGroup& group : sensitivity_.groups)
@@ -159,6 +177,8 @@ void AutoQuantize::score(const parallel::Mesh& mesh, const std::vector<std::vect
   }
   for (size_t g = 0; g < groups.size(); ++g)
     for (const std::string& module : groups[g].modules) input.group_of[module] = static_cast<int>(g);
+  for (const std::string& format : sensitivity_.kv.formats) input.kv_formats.push_back(recipes::kv_format(format));
+  input.kv_scales = static_cast<size_t>(scored[first_]);
   input.seed = recipe_.seed;
   input.fp32 = recipe_.compute == "fp32";
   input.host_memory = host_memory;
@@ -180,6 +200,7 @@ void AutoQuantize::score(const parallel::Mesh& mesh, const std::vector<std::vect
       sensitivity_.scores[g][o] = candidate < 0 ? 0.0 : result.scores[g][static_cast<size_t>(candidate)];
     }
   items_ = recipes::knapsack_groups(groups, sensitivity_.scores);
+  if (!sensitivity_.kv.groups.empty()) sensitivity_.kv.scores = result.kv_scores;
 }
 
 void AutoQuantize::decide(parallel::Communicator& world, const std::vector<std::vector<int32_t>>& held_back, const std::string& work,
@@ -189,12 +210,13 @@ void AutoQuantize::decide(parallel::Communicator& world, const std::vector<std::
   MixJudge judge(
       world, std::move(plain), held_back,
       {.fp32 = recipe_.compute == "fp32", .host_memory = host_memory / 2, .scratch = recipe_.scratch.empty() ? work : recipe_.scratch});
+  decide_kv_cache(log);
   for (recipes::Mix& mix : recipes::best_mixes(items_, budget_, static_cast<int>(recipe_.autoquantize.kl_checks))) {
     SourceModel model;
     world.together([&] { model = model_of(mix); });
     const double kl = judge.kl(std::move(model));
     log.line(fmt::format("mix {}: {:.4f} bits a weight, estimated KL {:.5f}, true KL {:.5f} nats a token", mixes_.size() + 1,
-                         recipes::effective_bits(sensitivity_.groups, mix.cost), mix.score, kl));
+                         recipes::effective_bits(sensitivity_.groups, mix.cost), estimated_kl(mix.score), kl));
     mixes_.push_back({std::move(mix), kl});
   }
   for (size_t m = 1; m < mixes_.size(); ++m)
@@ -207,11 +229,20 @@ void AutoQuantize::decide(parallel::Communicator& world, const std::vector<std::
   const std::vector<recipes::DecisionGroup>& groups = sensitivity_.groups;
   for (size_t g = 0; g < groups.size(); ++g) {
     const auto option = static_cast<size_t>(mix.choice[g]);
-    const std::string& format = chosen(mix, g).name;
-    const double score = sensitivity_.scores[g][option];
-    const int64_t bits = groups[g].options[option].bits;
-    log.event("decision", {{"group", groups[g].name}, {"format", format}, {"bits", bits}, {"score", score}});
-    log.detail(fmt::format("{:<56} {:<12} {:>10} score {:.3e}", groups[g].name, format, human_bytes(static_cast<double>(bits) / 8), score));
+    log_decision(log, groups[g].name, chosen(mix, g).name, groups[g].options[option].bits, sensitivity_.scores[g][option]);
+  }
+}
+
+void AutoQuantize::decide_kv_cache(RunLog& log) {
+  const recipes::KvSensitivity& kv = sensitivity_.kv;
+  if (kv.groups.empty()) return;
+  kv_mix_ = recipes::solve(recipes::knapsack_groups(kv.groups, kv.scores), kv_budget_);
+  log.line(fmt::format("KV cache: {:.4f} bits a number, estimated KL {:.5f} nats a token", recipes::effective_bits(kv.groups, kv_mix_.cost),
+                       kv_mix_.score));
+  for (size_t g = 0; g < kv.groups.size(); ++g) {
+    const auto o = static_cast<size_t>(kv_mix_.choice[g]);
+    log_decision(log, kv.groups[g].name + " KV cache", kv.formats[static_cast<size_t>(kv.groups[g].options[o].candidate)],
+                 kv.groups[g].options[o].bits, kv.scores[g][o]);
   }
 }
 
@@ -231,7 +262,10 @@ ExportPlan AutoQuantize::plan_of(const recipes::Mix& mix) const {
       decision.reason = "autoquantize: " + candidate.name;
     }
   }
-  return plan_export(source_, recipe_, std::move(decisions));
+  const bool is_chosen = !sensitivity_.kv.groups.empty();
+  return plan_export(source_, recipe_, std::move(decisions),
+                     is_chosen ? recipes::kv_formats_of(sensitivity_.kv, kv_mix_)
+                               : recipes::uniform_kv_formats(source_.spec, recipes::kv_format(recipe_.kv_cache)));
 }
 
 SourceModel AutoQuantize::model_of(const recipes::Mix& mix) const {
@@ -274,17 +308,20 @@ Json AutoQuantize::report() const {
   }
   Json mixes = Json::array(), front = Json::array();
   for (const CheckedMix& checked : mixes_)
-    mixes.push_back({{"effective_bits", bits_of(checked.mix.cost)}, {"estimated_kl", checked.mix.score}, {"kl", checked.kl}});
+    mixes.push_back({{"effective_bits", bits_of(checked.mix.cost)}, {"estimated_kl", estimated_kl(checked.mix.score)}, {"kl", checked.kl}});
   for (const auto& point : recipes::pareto(items_))
-    front.push_back({{"effective_bits", bits_of(point.cost)}, {"estimated_kl", point.score}});
-  return {{"effective_bits", bits_of(mix.cost)},
-          {"budget", recipe_.autoquantize.effective_bits},
-          {"cost", recipe_.autoquantize.cost},
-          {"scored_rows", sensitivity_.identity.rows},
-          {"groups", groups},
-          {"mixes", mixes},
-          {"chosen_mix", winner_},
-          {"pareto", front}};
+    front.push_back({{"effective_bits", bits_of(point.cost)}, {"estimated_kl", estimated_kl(point.score)}});
+  Json report{{"effective_bits", bits_of(mix.cost)},
+              {"budget", recipe_.autoquantize.effective_bits},
+              {"cost", recipe_.autoquantize.cost},
+              {"scored_rows", sensitivity_.identity.rows},
+              {"groups", groups},
+              {"mixes", mixes},
+              {"chosen_mix", winner_},
+              {"pareto", front}};
+  if (!sensitivity_.kv.groups.empty())
+    report["kv_cache"] = recipes::kv_report(sensitivity_.kv, kv_mix_, recipe_.autoquantize.kv_cache.effective_bits);
+  return report;
 }
 
 void AutoQuantize::remove_candidates(const std::string& work) const { checkpoint::remove_tree(work + "/candidates"); }

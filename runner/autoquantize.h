@@ -1,12 +1,14 @@
 #pragma once
 // AutoQuantize: the model is calibrated and written once in every candidate format, all with the same folds; a backward sweep scores what
-// each format would cost each decision group; the best mixes within the budget of bits are compared by their KL divergence on rows that
-// were not scored; the winner's tensors are taken from the candidates.
+// each format would cost each decision group, and a format of the KV cache each attention block, where the recipe leaves it open; the best
+// mixes within the budget of bits are compared by their KL divergence on rows that were not scored; the winner's tensors are taken from the
+// candidates.
 
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "recipes/kv_choice.h"
 #include "recipes/sensitivity.h"
 #include "runner/calibration_run.h"
 #include "runner/scoring.h"
@@ -66,6 +68,10 @@ class AutoQuantize {
   /// The candidate of a group in a mix.
   const Candidate& chosen(const recipes::Mix& mix, size_t group) const;
   ExportPlan plan_of(const recipes::Mix& mix) const;
+  /// Nats a token, of a mix with this score and the KV cache as decided.
+  double estimated_kl(double score) const { return score + kv_mix_.score; }
+  /// The mix of KV cache formats with the least score, where there is a choice. Logs it.
+  void decide_kv_cache(RunLog& log);
   std::unique_ptr<checkpoint::Reader> tensors_of(const recipes::Mix& mix, const ExportPlan& plan) const;
 
   const recipes::Recipe& recipe_;
@@ -76,6 +82,8 @@ class AutoQuantize {
   recipes::Sensitivity sensitivity_;
   std::vector<recipes::KnapsackGroup> items_;
   int64_t budget_ = 0;
+  int64_t kv_budget_ = 0;
+  recipes::Mix kv_mix_;  ///< of sensitivity_.kv, empty without a choice
   SourceModel folded_;
   CalibrationResult calibration_;
   std::vector<CheckedMix> mixes_;

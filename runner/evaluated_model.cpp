@@ -29,11 +29,13 @@ EvaluationClient::EvaluationClient(const SourceModel& source, const EvaluateSett
     quantized_ = true;
     scales_[linear.module] = stored.scales(encoding, linear);
   };
-  kv_format_ = stored_kv_format(source.config);
+  kv_formats_ = stored_kv_formats(source.config, source.spec);
   for (const auto& layer : source.spec.layers) {
     for (const auto& linear : layer.linears) add(linear);
-    if (layer.attention() && kv_format_ != recipes::KvFormat::kNone)
-      kv_scales_[layer.attention()->module] = read_kv_scales(*source.reader, stored.dialect(), kv_format_, *layer.attention());
+    if (!layer.attention()) continue;
+    const std::string& module = layer.attention()->module;
+    if (const auto format = kv_formats_.at(module); format != recipes::KvFormat::kNone)
+      kv_scales_[module] = read_kv_scales(*source.reader, stored.dialect(), format, *layer.attention());
   }
   if (source.spec.tied)
     encodings_[source.spec.lm_head.module] = {};
@@ -130,10 +132,12 @@ Tensor EvaluationClient::quantized_input(const layers::LayerSpec& layer, int lin
 }
 
 void EvaluationClient::key_value(const layers::LayerSpec& layer, Tensor& k, Tensor& v, const layers::Batch&) {
-  if (kv_format_ == recipes::KvFormat::kNone || settings_.weights_only) return;
-  const recipes::KvScales& scales = kv_scales_.at(layer.attention()->module);
-  recipes::fake_quantize_kv(kv_format_, scales.key, scales.key_bias, k);
-  recipes::fake_quantize_kv(kv_format_, scales.value, scales.value_bias, v);
+  const std::string& module = layer.attention()->module;
+  const recipes::KvFormat format = kv_formats_.at(module);
+  if (format == recipes::KvFormat::kNone || settings_.weights_only) return;
+  const recipes::KvScales& scales = kv_scales_.at(module);
+  recipes::fake_quantize_kv(format, scales.key, scales.key_bias, k);
+  recipes::fake_quantize_kv(format, scales.value, scales.value_bias, v);
 }
 
 SourceModel EvaluatedModel::open(const std::string& folder) {

@@ -36,6 +36,8 @@ class EvaluationClient : public SweepClient, public layers::LayerHooks {
   const recipes::Encoding& encoding(const std::string& module) const { return encodings_.at(module); }
   /// What is not by rows, of a quantized linear.
   const recipes::LinearScales& scales(const std::string& module) const { return scales_.at(module); }
+  /// What is stored of the KV cache of an attention block, which is quantized.
+  const recipes::KvScales& kv_scales(const std::string& attention) const { return kv_scales_.at(attention); }
   /// True when this linear's input is not left as it is.
   bool changes_input(const std::string& module) const;
   /// In place on x [T, in] f32.
@@ -46,8 +48,8 @@ class EvaluationClient : public SweepClient, public layers::LayerHooks {
   const EvaluateSettings& settings_;
   std::map<std::string, recipes::Encoding> encodings_;
   std::map<std::string, recipes::LinearScales> scales_;
-  recipes::KvFormat kv_format_ = recipes::KvFormat::kNone;
-  std::map<std::string, recipes::KvScales> kv_scales_;  ///< by attention module
+  recipes::KvFormats kv_formats_;
+  std::map<std::string, recipes::KvScales> kv_scales_;  ///< by attention module, of those whose cache is quantized
   bool quantized_ = false;
   Tensor quantized_copy_;
 };

@@ -10,10 +10,12 @@
 namespace ptq::runner {
 
 ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe) {
-  return plan_export(source, recipe, recipes::decide_formats(source.spec, recipe));
+  return plan_export(source, recipe, recipes::decide_formats(source.spec, recipe),
+                     recipes::uniform_kv_formats(source.spec, recipes::kv_format(recipe.kv_cache)));
 }
 
-ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe, std::map<std::string, recipes::Decision> decisions) {
+ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe, std::map<std::string, recipes::Decision> decisions,
+                       const recipes::KvFormats& kv_cache) {
   const layers::ModelSpec& model = source.spec;
   ExportPlan plan;
   plan.decisions = std::move(decisions);
@@ -59,7 +61,7 @@ ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe,
         add_source(tensor.name);
     }
     if (layer.attention())
-      for (auto& tensor : recipes::kv_tensors(dialect, recipes::kv_format(recipe.kv_cache), *layer.attention()))
+      for (auto& tensor : recipes::kv_tensors(dialect, kv_cache.at(layer.attention()->module), *layer.attention()))
         tensors.push_back(std::move(tensor));
   }
   if (head_quantized) add_linear(model.lm_head, false);
@@ -75,7 +77,7 @@ ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe,
     const bool is_in_blocks = dialect == recipes::Dialect::kDeepseekFp8 && source.reader->find(weight + "_scale_inv");
     if (name != model.head_weight() && !is_in_blocks) outside.push_back(tensors.back());
   }
-  plan.metadata = recipes::describe_export(model, plan.decisions, recipe.kv_cache, dialect, recipes::matrix_modules(outside));
+  plan.metadata = recipes::describe_export(model, plan.decisions, kv_cache, dialect, recipes::matrix_modules(outside));
   recipes::check_engine(recipe, plan.metadata);
   plan.bits_per_weight = weights > 0 ? bits / weights : 0;
   plan.layout = checkpoint::OutputLayout::plan(std::move(tensors), recipe.max_shard_size);

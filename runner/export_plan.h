@@ -22,7 +22,8 @@ struct ExportPlan {
 
 /// Throws user Errors (decisions, engine).
 ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe);
-/// With formats that were decided elsewhere.
-ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe, std::map<std::string, recipes::Decision> decisions);
+/// With formats that were decided elsewhere, also those of the KV cache.
+ExportPlan plan_export(const SourceModel& source, const recipes::Recipe& recipe, std::map<std::string, recipes::Decision> decisions,
+                       const recipes::KvFormats& kv_cache);
 
 }  // namespace ptq::runner

@@ -290,7 +290,8 @@ void Job::publish() {
   if (const std::string words = native_leftovers(source_, plan_); !words.empty()) log_.warning(words);
   log_.line("loads in:");
   for (const auto& engine : recipes::engine_support(plan_.metadata, recipe_.output_path))
-    log_.line(engine.loads ? fmt::format("  {:<13} {}", engine.engine, engine.command)
+    log_.line(engine.loads ? fmt::format("  {:<13} {}{}", engine.engine, engine.command,
+                                         engine.needs.empty() ? "" : "  (needs " + engine.needs + ")")
                            : fmt::format("  {:<13} no: {}", engine.engine, engine.reason));
   log_.line(fmt::format("{}  {}, {:.2f}× smaller than the source, {:.2f} bits per weight, {}, {} in all", recipe_.output_path,
                         human_bytes(bytes), static_cast<double>(source_.weight_bytes) / bytes, plan_.bits_per_weight,

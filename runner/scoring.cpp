@@ -6,6 +6,7 @@
 #include "checkpoint/files.h"
 #include "kernels/backward_ops.h"
 #include "layers/tensor_slices.h"
+#include "runner/kv_scoring.h"
 #include "runner/plain_client.h"
 #include "runner/progress.h"
 
@@ -25,6 +26,7 @@ class Scorer : public BackwardClient, private layers::GradientHooks {
         sweep_(sweep),
         operand_(input.fp32 ? DType::kF32 : DType::kBF16),
         head_(input.model, mesh, operand_),
+        kv_(*candidates[input.kv_scales], input.kv_formats, input.model.spec, mesh, sweep.workspace()),
         inputs_(candidates.size()),
         scores_(static_cast<size_t>(input.groups), std::vector<double>(candidates.size(), 0.0)) {}
 
@@ -35,6 +37,7 @@ class Scorer : public BackwardClient, private layers::GradientHooks {
   void layer_done(const layers::LayerSpec& layer) override;
 
   const std::vector<std::vector<double>>& scores() const { return scores_; }
+  const std::vector<std::vector<double>>& kv_scores() const { return kv_.scores(); }
   /// The scores of the layer that was done last, for a later run, and those of an earlier one.
   const std::string& layer_scores() const { return layer_scores_; }
   void take(const std::string& layer_scores, const std::string& where);
@@ -55,6 +58,9 @@ class Scorer : public BackwardClient, private layers::GradientHooks {
                        const layers::Batch& batch) override;
   void expert_gradient(const layers::LayerSpec& layer, int expert, int linear, const Tensor& x, const Tensor& y, const Tensor& dy,
                        const layers::ExpertVisits& visits) override;
+  void key_value_gradient(const layers::LayerSpec& layer, const Tensor& k, const Tensor& v, const Tensor& dk, const Tensor& dv) override {
+    kv_.add(layer, k, v, dk, dv);
+  }
   /// `input` [T, C]: what a server would read instead of x.
   void score(const layers::LayerSpec& layer, int linear, size_t candidate, const layers::LinearWeights& weights, const Tensor& input,
              const Tensor& y, const Tensor& dy);
@@ -73,6 +79,7 @@ class Scorer : public BackwardClient, private layers::GradientHooks {
   Sweep& sweep_;
   DType operand_;
   LossHead head_;
+  KvScorer kv_;
   std::vector<std::vector<layers::LinearWeights>> weights_;  ///< [candidates][linears] of the layer
   std::vector<const ExpertChunk*> chunks_;
   int expert_ = -1;                                    ///< whose matrices are in expert_weights_
@@ -174,6 +181,7 @@ void Scorer::expert_gradient(const layers::LayerSpec& layer, int expert, int lin
 }
 
 void Scorer::layer_done(const layers::LayerSpec& layer) {
+  kv_.layer_done(layer);
   // Every rank has a place for each of the layer's groups and candidates, in the same order.
   std::map<std::pair<int, size_t>, Bins> all;
   for (const auto& linear : layer.linears)
@@ -184,14 +192,14 @@ void Scorer::layer_done(const layers::LayerSpec& layer) {
   for (const auto& [key, bins] : all) packed.insert(packed.end(), bins.begin(), bins.end());
   mesh_.world().all_reduce_sum(std::span<int64_t>(packed));
   size_t at = 0;
-  Json told = Json::array();
+  Json linears = Json::array();
   for (const auto& [key, bins] : all) {
     const double score = kernels::value_of(std::span<const int64_t>(packed).subspan(at, kernels::kSumBins));
     scores_[static_cast<size_t>(key.first)][key.second] = score;
-    told.push_back({key.first, key.second, score});
+    linears.push_back({key.first, key.second, score});
     at += kernels::kSumBins;
   }
-  const std::vector<uint8_t> bytes = Json::to_cbor(told);
+  const std::vector<uint8_t> bytes = Json::to_cbor({{"linears", linears}, {"layer", layer.index}, {"kv", kv_.scores_of(layer.index)}});
   layer_scores_ = {bytes.begin(), bytes.end()};
   sums_.clear();
   weights_.clear();
@@ -201,8 +209,9 @@ void Scorer::layer_done(const layers::LayerSpec& layer) {
 
 void Scorer::take(const std::string& layer_scores, const std::string& where) {
   try {
-    for (const Json& one : Json::from_cbor(layer_scores))
-      scores_.at(one.at(0).get<size_t>()).at(one.at(1).get<size_t>()) = one.at(2).get<double>();
+    const Json json = Json::from_cbor(layer_scores);
+    kv_.take(json.at("layer").get<int64_t>(), json.at("kv").get<std::vector<double>>());
+    for (const Json& one : json.at("linears")) scores_.at(one.at(0).get<size_t>()).at(one.at(1).get<size_t>()) = one.at(2).get<double>();
   } catch (const std::exception&) {
     throw data_error("not what a run kept of its scores", where, "start over with --restart");
   }
@@ -260,8 +269,10 @@ ScoringResult score_candidates(const ScoringInput& input, const parallel::Mesh& 
   if (!progress.is_done()) sweep.run_backward(sources, scorer, keep_layer);
   result.backward_seconds = seconds_since(begin);
   result.scores = scorer.scores();
-  for (auto& group : result.scores)
-    for (double& score : group) score /= 2.0 * static_cast<double>(result.tokens);
+  result.kv_scores = scorer.kv_scores();
+  for (auto* scores : {&result.scores, &result.kv_scores})
+    for (auto& group : *scores)
+      for (double& score : group) score /= 2.0 * static_cast<double>(result.tokens);
   return result;
 }
 

@@ -22,14 +22,17 @@ struct ScoringInput {
   const std::vector<std::vector<int32_t>>& rows;
   int64_t seed = 0;
   bool fp32 = false;
-  int64_t host_memory = 0;  ///< bytes this rank may use
-  std::string scratch;      ///< for inputs of layers that do not fit
-  std::string progress;     ///< folder: scores of layers that an earlier run has done are taken from it
+  int64_t host_memory = 0;                    ///< bytes this rank may use
+  std::string scratch;                        ///< for inputs of layers that do not fit
+  std::vector<recipes::KvFormat> kv_formats;  ///< of the KV cache, scored for every attention block
+  size_t kv_scales = 0;                       ///< the candidate with its scales, which are the same for all formats
+  std::string progress;                       ///< folder: scores of layers that an earlier run has done are taken from it
 };
 
 struct ScoringResult {
-  std::vector<std::vector<double>> scores;  ///< [groups][candidates]: half the sum over a token: nats it would add to the KL divergence
-  int64_t tokens = 0;                       ///< that had a label
+  std::vector<std::vector<double>> scores;     ///< [groups][candidates]: half the sum over a token: nats it would add to the KL divergence
+  std::vector<std::vector<double>> kv_scores;  ///< [attention blocks in model order][kv_formats], alike
+  int64_t tokens = 0;                          ///< that had a label
   double forward_seconds = 0, backward_seconds = 0;
 };
 

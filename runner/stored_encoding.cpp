@@ -6,12 +6,27 @@
 
 namespace ptq::runner {
 
+using checkpoint::Json;
 using recipes::Dialect;
 using recipes::Encoding;
 using recipes::Format;
 
+namespace {
+
+/// kv_cache_scheme, in any dialect.
+recipes::KvFormat format_of_scheme(const Json& scheme) {
+  if (scheme.is_null()) return recipes::KvFormat::kNone;
+  if (scheme.is_object() && scheme.value("num_bits", 0) == 8 && scheme.value("type", "") == "float") return recipes::KvFormat::kFp8;
+  const auto format = scheme.is_string() ? recipes::find_kv_algo(scheme.get<std::string>()) : std::nullopt;
+  if (!format || *format == recipes::KvFormat::kFp8)
+    throw data_error("the KV cache is of a format this version does not read: " + scheme.dump(), "config.json  kv_cache_scheme");
+  return *format;
+}
+
+}  // namespace
+
 StoredEncodings::StoredEncodings(const SourceModel& source) : reader_(*source.reader) {
-  const checkpoint::Json words = source.config.value("quantization_config", checkpoint::Json::object());
+  const Json words = source.config.value("quantization_config", Json::object());
   const std::string method = words.is_object() ? words.value("quant_method", "") : "";
   if (method == "fp8") dialect_ = Dialect::kDeepseekFp8;
   if (method != "compressed-tensors") return;
@@ -57,14 +72,21 @@ recipes::LinearScales StoredEncodings::scales(const Encoding& encoding, const la
   return scales;
 }
 
-recipes::KvFormat stored_kv_format(const checkpoint::Json& config) {
-  const checkpoint::Json words = config.value("quantization_config", checkpoint::Json::object());
-  const checkpoint::Json scheme = words.is_object() ? words.value("kv_cache_scheme", checkpoint::Json(nullptr)) : checkpoint::Json(nullptr);
-  if (scheme.is_null()) return recipes::KvFormat::kNone;
-  if (scheme.is_object() && scheme.value("num_bits", 0) == 8 && scheme.value("type", "") == "float") return recipes::KvFormat::kFp8;
-  if (scheme == "NVFP4") return recipes::KvFormat::kNvfp4;
-  if (scheme == "NVFP4_AFFINE") return recipes::KvFormat::kNvfp4Affine;
-  throw data_error("the KV cache is of a format this version does not read: " + scheme.dump(), "config.json  kv_cache_scheme");
+recipes::KvFormats stored_kv_formats(const checkpoint::Json& config, const layers::ModelSpec& model) {
+  const Json words = config.value("quantization_config", Json::object());
+  if (!words.is_object()) return recipes::uniform_kv_formats(model, recipes::KvFormat::kNone);
+  const auto found = words.find("kv_cache_quantized_layers");
+  if (found == words.end()) return recipes::uniform_kv_formats(model, format_of_scheme(words.value("kv_cache_scheme", Json(nullptr))));
+  recipes::KvFormats formats = recipes::uniform_kv_formats(model, recipes::KvFormat::kNone);
+  for (const auto& [module, entry] : found->items()) {
+    const auto format = entry.is_object() ? recipes::find_kv_algo(entry.value("quant_algo", "")) : std::nullopt;
+    if (!format || formats.count(module) == 0)
+      throw data_error(formats.count(module) == 0 ? module + " is no attention block of this model"
+                                                  : "the KV cache is of a format this version does not read: " + entry.dump(),
+                       "config.json  kv_cache_quantized_layers");
+    formats[module] = *format;
+  }
+  return formats;
 }
 
 recipes::KvScales read_kv_scales(const checkpoint::Reader& reader, recipes::Dialect dialect, recipes::KvFormat format,

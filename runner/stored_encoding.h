@@ -28,8 +28,8 @@ class StoredEncodings {
   std::optional<recipes::CompressedFormats> words_;
 };
 
-/// The KV cache that config.json says, in any dialect. Throws a data Error for one that is not known here.
-recipes::KvFormat stored_kv_format(const checkpoint::Json& config);
+/// The KV cache of every attention block as config.json says it, in any dialect. Throws a data Error for formats that are not known here.
+recipes::KvFormats stored_kv_formats(const checkpoint::Json& config, const layers::ModelSpec& model);
 /// What is stored of one attention block. Throws a data Error where something is missing or of another shape.
 recipes::KvScales read_kv_scales(const checkpoint::Reader& reader, recipes::Dialect dialect, recipes::KvFormat format,
                                  const layers::AttentionHeads& attention);

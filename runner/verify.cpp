@@ -19,7 +19,7 @@ using checkpoint::TensorEntry;
 void check_json(const std::string& folder, const Json& config, recipes::Dialect dialect, Judge& judge) {
   const bool has_quantization = config.contains("quantization_config");
   const bool has_file = checkpoint::exists(folder + "/hf_quant_config.json");
-  constexpr size_t kClaims = 9;
+  constexpr size_t kClaims = 15;
   if (dialect == recipes::Dialect::kModelOpt) {
     judge.claim(has_quantization == has_file, "config.json and hf_quant_config.json disagree about whether the model is quantized");
     if (has_quantization && has_file)
@@ -178,7 +178,7 @@ void judge_share(const std::string& folder, const std::string& source, const che
   const Export exported = read_export(model);
   const recipes::Dialect dialect = exported.encodings.dialect();
   const Json words = model.config.value("quantization_config", Json::object());
-  const recipes::KvFormat kv = stored_kv_format(model.config);
+  const recipes::KvFormats kv = stored_kv_formats(model.config, model.spec);
   std::set<std::string> encoded;
   for (const auto& layer : exported.layers)
     for (const auto& stored : layer)
@@ -204,7 +204,7 @@ void judge_share(const std::string& folder, const std::string& source, const che
     check_shared(exported.encodings, exported.layers[i], judge);
     if (i < model.spec.layers.size()) check_stored_factors(model.spec.layers[i], exported.layers[i], judge);
     if (i < model.spec.layers.size() && model.spec.layers[i].attention())
-      check_kv(*model.reader, dialect, kv, *model.spec.layers[i].attention(), judge);
+      check_kv(*model.reader, dialect, kv.at(model.spec.layers[i].attention()->module), *model.spec.layers[i].attention(), judge);
   }
   if (source.empty()) return;
   // The source as open_source shows it: weights that its publisher quantized are the bf16 ones they stand for.

@@ -110,13 +110,14 @@ TEST_F(Resume, AutoQuantizeGoesOnInEveryStep) {
   PTQ_NEEDS_SHARED(shared);
   write_recipe(shared + "/fixtures/models/llama", shared + "/fixtures/text/eval.jsonl", 17, 128, "auto");
 
-  expect_same_bytes_when_killed({{"layer 2/6", 1, {}},
-                                 {"candidate fp8", 2, {"parallel.tensor=2"}},
-                                 {"layer 4/6  forward", 1, {}},
-                                 {"layer 2/6  backward", 2, {}},
-                                 {"layer 4/6  backward", 2, {"parallel.tensor=2"}},
-                                 {"mix 1", 1, {}}},
-                                {"calibration.pack=false", "output.verify=false"});
+  expect_same_bytes_when_killed(
+      {{"layer 2/6", 1, {}},
+       {"candidate fp8", 2, {"parallel.tensor=2"}},
+       {"layer 4/6  forward", 1, {}},
+       {"layer 2/6  backward", 2, {}},
+       {"layer 4/6  backward", 2, {"parallel.tensor=2"}},
+       {"mix 1", 1, {}}},
+      {"calibration.pack=false", "output.verify=false", "quantization.autoquantize.kv_cache={formats: [fp8, nvfp4], effective_bits: 6}"});
 
   // A way back begins where the one before was cut off: at most the layer in which it was is scored again.
   int64_t scored = 0;

@@ -25,8 +25,13 @@ class Recorder : public GradientHooks {
   void expert_gradient(const LayerSpec&, int, int, const Tensor& x, const Tensor&, const Tensor&, const ExpertVisits&) override {
     visits += x.dim(0);
   }
+  void key_value_gradient(const LayerSpec&, const Tensor& k, const Tensor& v, const Tensor& dk, const Tensor& dv) override {
+    keys = {test::copy_of(k), test::copy_of(dk)};
+    values = {test::copy_of(v), test::copy_of(dv)};
+  }
 
   std::map<int, Tensor> outputs, gradients;
+  std::vector<Tensor> keys, values;  ///< what is cached, and the gradient by it
   int64_t visits = 0;
 };
 
@@ -34,6 +39,14 @@ Tensor columns_of(const Tensor& x, parallel::Range columns) {
   Tensor out = Tensor::empty({x.dim(0), columns.size()}, x.dtype());
   kernels::slice_columns(x, columns.begin, out);
   return out;
+}
+
+/// Of the kv heads of this rank, each of `width` channels.
+parallel::Range kv_columns(const AttentionHeads& attention, int64_t width) {
+  LinearSpec heads;
+  heads.split = Split::kKeyValueHeads;
+  heads.out = attention.kv_heads * width;
+  return tensor_slice(heads, &attention, world().size(), world().rank());
 }
 
 TEST(TensorRanks, GiveTheGradientsOfOneRank) {
@@ -56,6 +69,13 @@ TEST(TensorRanks, GiveTheGradientsOfOneRank) {
 
       EXPECT_TRUE(test::same_bits(one, many));
       EXPECT_EQ(alone.gradients.size(), together.gradients.size());
+      EXPECT_EQ(alone.keys.size(), layer.attention() ? 2u : 0u);
+      for (size_t i = 0; i < alone.keys.size(); ++i) {
+        const parallel::Range keys = kv_columns(*layer.attention(), layer.attention()->head_dim),
+                              values = kv_columns(*layer.attention(), layer.attention()->v_head_dim);
+        EXPECT_TRUE(test::same_bits(columns_of(alone.keys[i], keys), together.keys[i])) << i;
+        EXPECT_TRUE(test::same_bits(columns_of(alone.values[i], values), together.values[i])) << i;
+      }
       for (const auto& [linear, dy] : alone.gradients) {
         const LinearSpec& spec = layer.linears[static_cast<size_t>(linear)];
         const parallel::Range mine = tensor_slice(spec, layer.attention(), world().size(), world().rank());

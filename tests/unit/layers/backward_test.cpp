@@ -40,18 +40,17 @@ double distance(const std::vector<float>& found, const std::vector<double>& want
 
 /// The derivative of `value` by every element of x, from four values around it. NaN where two of them tell another derivative than the
 /// other two: there a token is about to go to another expert, or a value meets a clamp.
-std::vector<double> derivatives(Tensor& x, const std::function<double()>& value) {
-  constexpr float kStep = 0.01f;
+std::vector<double> derivatives(Tensor& x, const std::function<double()>& value, float step = 0.01f) {
   std::vector<double> near, far;
   double square = 0;
   for (int64_t i = 0; i < x.numel(); ++i) {
     float& element = x.data<float>()[i];
     const float centre = element;
     const auto slope = [&](float steps) {
-      element = centre + steps * kStep;
+      element = centre + steps * step;
       const double above = value();
-      element = centre - steps * kStep;
-      return (above - value()) / (2 * static_cast<double>(steps * kStep));
+      element = centre - steps * step;
+      return (above - value()) / (2 * static_cast<double>(steps * step));
     };
     near.push_back(slope(1));
     far.push_back(slope(2));
@@ -127,6 +126,70 @@ TEST(BackwardLayer, IsTheDerivativeOfTheForwardPass) {
       const int64_t linears = layer.moe()->experts[0].gate_up >= 0 ? 2 : 3;
       EXPECT_EQ(visits, batch.tokens() * layer.moe()->router.top_k * linears);
     }
+  }
+}
+
+/// Adds to keys and values what is written into `by_key` and `by_value`, and keeps what it saw last.
+class Nudge : public LayerHooks {
+ public:
+  void key_value(const LayerSpec&, Tensor& k, Tensor& v, const Batch&) override {
+    key = copy_of(k);
+    value = copy_of(v);
+    if (by_key.defined()) kernels::add_in_place(k, by_key);
+    if (by_value.defined()) kernels::add_in_place(v, by_value);
+  }
+
+  Tensor key, value, by_key, by_value;
+};
+
+class KeyValueWitness : public GradientHooks {
+ public:
+  void key_value_gradient(const LayerSpec&, const Tensor& k, const Tensor& v, const Tensor& dk, const Tensor& dv) override {
+    key = copy_of(k);
+    value = copy_of(v);
+    by_key = copy_of(dk);
+    by_value = copy_of(dv);
+  }
+
+  Tensor key, value, by_key, by_value;
+};
+
+TEST(BackwardLayer, ShowsTheDerivativesByKeysAndValuesAsTheyAreCached) {
+  for (const LayerKind& kind : test::layer_kinds()) {
+    SCOPED_TRACE(kind.name);
+    const ModelSpec model = test::model_of(kind.config);
+    const LayerSpec& layer = model.layers[0];
+    if (!layer.attention()) continue;
+    const auto tensors = test::random_layer(layer, DType::kF32, 3);
+    const Batch batch = make_batch(0, {5, 1, 4});
+    const RopeTables rope = make_rope_tables(model.rope, 7);
+    const auto self = parallel::make_self_communicator();
+    WholeLayer whole(model, layer, tensors, rope, DType::kF32, *self);
+    const Tensor hidden = test::random_tensor({batch.tokens(), model.hidden}, DType::kF32, 7);
+    const Tensor direction = test::random_tensor(hidden.shape(), DType::kF32, 8);
+    KeyValueWitness witness;
+    Tensor gradient = copy_of(direction);
+    whole.backward(batch, hidden, witness, gradient);
+    Nudge nudge;
+    whole.set_hooks(nudge);
+    const auto loss = [&] {
+      Tensor output = copy_of(hidden);
+      whole.forward(batch, output);
+      return dot(output, direction);
+    };
+    loss();
+    EXPECT_TRUE(test::same_bits(nudge.key, witness.key));
+    EXPECT_TRUE(test::same_bits(nudge.value, witness.value));
+    nudge.by_key = Tensor::zeros(witness.key.shape(), DType::kF32);
+    nudge.by_value = Tensor::zeros(witness.value.shape(), DType::kF32);
+
+    // One key moves the loss little: the step is wide enough to tell it from rounding.
+    const std::vector<double> by_key = derivatives(nudge.by_key, loss, 0.04f), by_value = derivatives(nudge.by_value, loss);
+
+    EXPECT_LE(distance(test::values_of(witness.by_key), by_key), 1e-3);
+    EXPECT_LE(distance(test::values_of(witness.by_value), by_value), 1e-3);
+    RecordProperty(kind.name, std::to_string(distance(test::values_of(witness.by_key), by_key)) + " " +
+                                  std::to_string(distance(test::values_of(witness.by_value), by_value)));
   }
 }
 

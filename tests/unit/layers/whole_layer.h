@@ -33,6 +33,9 @@ class WholeLayer {
   }
   WholeLayer(const WholeLayer&) = delete;
 
+  /// Of everything but routed experts; the default does nothing.
+  void set_hooks(layers::LayerHooks& hooks) { forward_.hooks = &hooks; }
+
   /// hidden [T, H] f32 becomes the layer's output.
   void forward(const layers::Batch& batch, Tensor& hidden) {
     layers::TokenGroup tokens = routed(batch, hidden);

@@ -55,6 +55,41 @@ TEST(AutoQuantizeRecipe, HasItsKeys) {
   EXPECT_EQ(parse(awq).awq.grid, 7) << "a candidate's method keeps its keys";
 }
 
+TEST(AutoQuantizeRecipe, MayLeaveTheKvCacheOpen) {
+  EXPECT_TRUE(parse(auto_recipe("")).autoquantize.kv_cache.formats.empty());
+  const Recipe plain = parse(auto_recipe("kv_cache: {effective_bits: 5}"));
+  EXPECT_EQ(plain.autoquantize.kv_cache.formats, (std::vector<std::string>{"fp8", "nvfp4"}));
+  EXPECT_EQ(parse(auto_recipe("kv_cache: {formats: [fp8, nvfp4]}")).autoquantize.kv_cache.effective_bits, 6.0);
+  const Recipe written = parse(auto_recipe("kv_cache: {formats: [nvfp4, fp8, none], effective_bits: 7.25}"));
+  for (const Recipe& recipe : {written, parse(to_yaml(written, true))}) {
+    EXPECT_EQ(recipe.autoquantize.kv_cache.formats, (std::vector<std::string>{"nvfp4", "fp8", "none"}));
+    EXPECT_EQ(recipe.autoquantize.kv_cache.effective_bits, 7.25);
+  }
+
+  const std::string at = "r.yaml:4  quantization.autoquantize.kv_cache";
+  for (const auto& [words, why] : std::vector<std::pair<std::string, std::string>>{
+           {"kv_cache: {formats: [fp8, int8]}", "'int8' is no format of KV caches to choose from"},
+           {"kv_cache: {formats: [fp8, nvfp4_affine]}", at + ".formats"},
+           {"kv_cache: {formats: [fp8, fp8]}", "'fp8' is there twice"},
+           {"kv_cache: {formats: [fp8]}", "fewer than two KV cache formats"},
+           {"kv_cache: {formats: []}", "fewer than two KV cache formats"},
+           {"kv_cache: {effective_bits: 0}", at + ".effective_bits"},
+           {"kv_cache: {format: fp8}", "did you mean 'formats'?"}})
+    expect_refused(auto_recipe(words), why);
+  const std::string choice = "kv_cache: {formats: [fp8, nvfp4]}";
+  expect_refused("model: {path: in}\nquantization: {preset: auto, kv_cache: fp8, autoquantize: {" + choice + "}}\noutput: {path: out}\n",
+                 "quantization.kv_cache and quantization.autoquantize.kv_cache do not go together");
+  for (const char* dialect : {"compressed-tensors", "deepseek-fp8"})
+    expect_refused(auto_recipe("formats: [fp8_pb_wo], " + choice, std::string(", dialect: ") + dialect),
+                   std::string("dialect ") + dialect + " has no words for a KV cache whose format differs by layer");
+  for (const char* engine : {"sglang", "tensorrt-llm"}) {
+    const std::string output = std::string(", engine: ") + engine;
+    expect_refused(auto_recipe(choice, output), std::string(engine) + " reads one KV cache format for all layers");
+    expect_refused(auto_recipe(choice, output), at);
+  }
+  EXPECT_NO_THROW(parse(auto_recipe(choice, ", engine: vllm")));
+}
+
 TEST(AutoQuantizeRecipe, RefusesWhatItCannotChooseFrom) {
   const std::string at = "r.yaml:4  quantization.autoquantize.";
   for (const auto& [words, why] : std::vector<std::pair<std::string, std::string>>{

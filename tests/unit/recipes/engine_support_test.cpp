@@ -22,7 +22,8 @@ Recipe recipe_of(const std::string& format, const std::string& dialect, const st
 }
 
 ExportMetadata describe(const layers::ModelSpec& model, const Recipe& recipe) {
-  return describe_export(model, decide_formats(model, recipe), recipe.kv_cache, find_dialect(recipe.dialect, ""), {});
+  return describe_export(model, decide_formats(model, recipe), uniform_kv_formats(model, kv_format(recipe.kv_cache)),
+                         find_dialect(recipe.dialect, ""), {});
 }
 
 std::string loads(const layers::ModelSpec& model, const Recipe& recipe) {
@@ -99,6 +100,21 @@ TEST(EngineSupport, OfKvCaches) {
     EXPECT_EQ(loads(dense(), recipe_of("fp8", "modelopt", kv_cache)), "vllm sglang tensorrt-llm");
   EXPECT_EQ(loads(dense(), recipe_of("fp8", "modelopt", "nvfp4_affine")), "vllm sglang");
   EXPECT_EQ(loads(dense(), recipe_of("int8", "compressed-tensors", "fp8")), "vllm sglang");
+}
+
+TEST(EngineSupport, OfAKvCacheThatDiffersByLayer) {
+  const layers::ModelSpec model = test::tiny_llama(2);
+  const auto engines = engine_support(
+      describe_export(model, decide_formats(model, recipe_of("fp8", "modelopt")),
+                      {{model.layers[0].attention()->module, KvFormat::kFp8}, {model.layers[1].attention()->module, KvFormat::kNvfp4}},
+                      Dialect::kModelOpt, {}),
+      "out");
+
+  EXPECT_TRUE(engines[0].loads);
+  EXPECT_NE(engines[0].needs.find("layer-wise KV support"), std::string::npos) << engines[0].needs;
+  for (const size_t e : {1, 2}) EXPECT_EQ(engines[e].reason, "reads one KV cache format for all layers");
+  for (const EngineSupport& engine : engine_support(describe(model, recipe_of("fp8", "modelopt", "fp8")), "out"))
+    EXPECT_EQ(engine.needs, "") << engine.engine;
 }
 
 TEST(EngineSupport, SglangWantsNvfp4InAMixture) {

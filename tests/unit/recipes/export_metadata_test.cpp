@@ -23,7 +23,20 @@ ExportMetadata describe(int64_t layers, const std::string& format, std::vector<R
   recipe.rules = std::move(rules);
   recipe.ignore = std::move(ignore);
   const auto model = test::tiny_llama(layers);
-  return describe_export(model, decide_formats(model, recipe), kv_cache, Dialect::kModelOpt, {});
+  return describe_export(model, decide_formats(model, recipe), uniform_kv_formats(model, kv_format(kv_cache)), Dialect::kModelOpt, {});
+}
+
+/// Layer 0 has an FP8 cache, layer 1 an NVFP4 one, layer 2 none.
+ExportMetadata describe_mixed_kv(const std::string& format, std::vector<Rule> rules = {}) {
+  Recipe recipe;
+  recipe.format = format;
+  recipe.rules = std::move(rules);
+  const auto model = test::tiny_llama(3);
+  return describe_export(model, decide_formats(model, recipe),
+                         {{"model.layers.0.self_attn", KvFormat::kFp8},
+                          {"model.layers.1.self_attn", KvFormat::kNvfp4},
+                          {"model.layers.2.self_attn", KvFormat::kNone}},
+                         Dialect::kModelOpt, {});
 }
 
 ExportMetadata describe(const layers::ModelSpec& model, const std::string& format, std::vector<Rule> rules = {}, const Names& outside = {},
@@ -33,7 +46,7 @@ ExportMetadata describe(const layers::ModelSpec& model, const std::string& forma
   recipe.rules = std::move(rules);
   recipe.ignore = ignore;
   const auto decisions = decide_formats(model, recipe);
-  ExportMetadata metadata = describe_export(model, decisions, "none", Dialect::kModelOpt, outside);
+  ExportMetadata metadata = describe_export(model, decisions, uniform_kv_formats(model, KvFormat::kNone), Dialect::kModelOpt, outside);
   // Whatever the metadata are: no server may read them as anything but these decisions.
   if (metadata.quant_algo != "MIXED_PRECISION") {
     std::set<std::string> quantized, plain(outside.begin(), outside.end());
@@ -190,6 +203,27 @@ TEST(HfQuantConfig, OfAKvCacheAlone) {
             R"({"producer":)" + kProducer + R"(,"quantization":{"quant_algo":null,"kv_cache_quant_algo":"FP8","quantized_layers":{}}})");
 }
 
+constexpr const char* kKvLayers =
+    R"("kv_cache_quantized_layers":{"model.layers.0.self_attn":{"quant_algo":"FP8"},"model.layers.1.self_attn":{"quant_algo":"NVFP4"}},)"
+    R"("kv_cache_schema_version":1)";
+
+TEST(HfQuantConfig, OfAMixedKvCacheNamesItsLayers) {
+  EXPECT_EQ(
+      hf_quant_config(describe_mixed_kv("none", {{"model.layers.0.*.o_proj", "fp8", ""}, {"*.0.*.down_proj", "nvfp4", ""}}))->dump(),
+      R"({"producer":)" + kProducer +
+          R"(,"quantization":{"quant_algo":"MIXED_PRECISION","kv_cache_quant_algo":"MIXED_PRECISION","quantized_layers":{)"
+          R"("model.layers.0.self_attn.o_proj":{"quant_algo":"FP8"},"model.layers.0.mlp.down_proj":{"quant_algo":"NVFP4","group_size":16}},)" +
+          kKvLayers + "}}");
+}
+
+TEST(HfQuantConfig, WeightsOfOneFormatAreListedBesideAMixedKvCache) {
+  EXPECT_EQ(hf_quant_config(describe_mixed_kv("none", {{"model.layers.0.*.o_proj", "nvfp4", ""}}))->dump(),
+            R"({"producer":)" + kProducer +
+                R"(,"quantization":{"quant_algo":"MIXED_PRECISION","kv_cache_quant_algo":"MIXED_PRECISION","quantized_layers":{)"
+                R"("model.layers.0.self_attn.o_proj":{"quant_algo":"NVFP4","group_size":16}},)" +
+                kKvLayers + "}}");
+}
+
 const Json kSource =
     Json::parse(R"({"model_type":"llama","quantization_config":{"quant_method":"old"},"hidden_size":32,"list":[1,{"a":null}]})");
 
@@ -232,6 +266,16 @@ TEST(QuantizedConfig, OfAMixtureHasAGroupPerFormatInOrderOfAppearance) {
           kProducer + R"(,"quant_method":"modelopt"}})");
 }
 
+TEST(QuantizedConfig, OfAMixedKvCacheHasNoScheme) {
+  EXPECT_EQ(quantized_config(Json::object(), describe_mixed_kv("none", {{"model.layers.0.*.o_proj", "nvfp4", ""}})).dump(),
+            R"({"quantization_config":{"config_groups":{"group_0":{)"
+            R"("input_activations":{"dynamic":false,"num_bits":4,"type":"float","group_size":16},)"
+            R"("weights":{"dynamic":false,"num_bits":4,"type":"float","group_size":16},"targets":["model.layers.0.self_attn.o_proj"]}},)"
+            R"("quantized_layers":{"model.layers.0.self_attn.o_proj":{"quant_algo":"NVFP4","group_size":16}},"ignore":[],)"
+            R"("quant_algo":"MIXED_PRECISION","kv_cache_quant_algo":"MIXED_PRECISION",)" +
+                std::string(kKvLayers) + R"(,"producer":)" + kProducer + R"(,"quant_method":"modelopt"}})");
+}
+
 TEST(QuantizedConfig, OfNothingForgetsAnOlderQuantization) {
   EXPECT_EQ(quantized_config(kSource, describe(1, "none")).dump(), R"({"model_type":"llama","hidden_size":32,"list":[1,{"a":null}]})");
 }
@@ -261,6 +305,32 @@ TEST(MetadataFaults, AreWhereTheFilesDisagree) {
               w["ignore"] = f["quantization"]["exclude_modules"] = {"b", "a"};
             }),
             Names{"exclude_modules is not sorted and unique"});
+}
+
+TEST(MetadataFaults, OfAMixedKvCache) {
+  const ExportMetadata metadata = describe_mixed_kv("fp8");
+  const Json file = *hf_quant_config(metadata), words = quantized_config(Json::object(), metadata)["quantization_config"];
+  const auto faults_with = [&](const std::function<void(Json&, Json&)>& edit) {
+    Json edited_file = file, edited_words = words;
+    edit(edited_file["quantization"], edited_words);
+    return metadata_faults(edited_file, edited_words);
+  };
+
+  EXPECT_EQ(metadata_faults(file, words), Names{});
+  EXPECT_EQ(faults_with([](Json&, Json& w) { w["kv_cache_quantized_layers"].erase("model.layers.1.self_attn"); }),
+            Names{"the two JSON files name different kv_cache_quantized_layers"});
+  EXPECT_EQ(faults_with([](Json& f, Json&) { f["kv_cache_quantized_layers"]["model.layers.1.self_attn"]["quant_algo"] = "FP8"; }),
+            Names{"the two JSON files name different kv_cache_quantized_layers"});
+  EXPECT_EQ(faults_with([](Json&, Json& w) { w.erase("kv_cache_quant_algo"); }),
+            Names{"the two JSON files name different kv_cache_quant_algo"});
+  EXPECT_EQ(faults_with([](Json& f, Json& w) {
+              f.erase("kv_cache_quantized_layers");
+              w.erase("kv_cache_quantized_layers");
+            }),
+            Names{"kv_cache_quantized_layers and kv_cache_quant_algo disagree"});
+  EXPECT_EQ(faults_with([](Json& f, Json& w) { f["kv_cache_schema_version"] = w["kv_cache_schema_version"] = 2; }),
+            Names{"kv_cache_schema_version is not 1"});
+  EXPECT_EQ(faults_with([](Json&, Json& w) { w["kv_cache_scheme"] = "NVFP4"; }).size(), 2u);
 }
 
 TEST(BothFiles, SayTheSame) {

@@ -19,7 +19,8 @@ ExportMetadata describe(layers::ModelSpec model, const std::string& format, Dial
   recipe.format = format;
   recipe.dialect = dialect_name(dialect);
   recipe.rules = std::move(rules);
-  return describe_export(model, decide_formats(model, recipe), kv_cache, dialect, {"model.layers.9.eh_proj"});
+  return describe_export(model, decide_formats(model, recipe), uniform_kv_formats(model, kv_format(kv_cache)), dialect,
+                         {"model.layers.9.eh_proj"});
 }
 
 Json compressed(const std::string& format, const std::string& kv_cache = "none") {

@@ -48,6 +48,29 @@ TEST(Scores, AreReadAsTheyWereWritten) {
   EXPECT_EQ(bytes_of(folder / "scores.h5"), bytes_of(folder / "again.h5"));
 }
 
+TEST(Scores, OfTheKvCacheAreReadAsTheyWereWritten) {
+  const test::TemporaryFolder folder;
+  Sensitivity written = example();
+  write_scores(folder / "plain.h5", written);
+  written.kv = {
+      {"fp8", "nvfp4"}, {{"a", {"a"}, 0, 64, 1, {{0, 512}, {1, 288}}}, {"b", {"b"}, 1, 32, 1, {{0, 256}}}}, {{1e-9, 0.5}, {0.25}}};
+  write_scores(folder / "scores.h5", written);
+
+  const KvSensitivity read = read_scores(folder / "scores.h5").kv;
+
+  EXPECT_TRUE(read_scores(folder / "plain.h5").kv.groups.empty());
+  EXPECT_EQ(read.formats, written.kv.formats);
+  EXPECT_EQ(read.scores, written.kv.scores);
+  ASSERT_EQ(read.groups.size(), 2u);
+  EXPECT_EQ(read.groups[0].name, "a");
+  EXPECT_EQ(read.groups[0].options[1].bits, 288);
+  EXPECT_EQ(read.groups[1].weights, 32);
+  EXPECT_EQ(read_scores(folder / "scores.h5").scores, written.scores);
+  written.kv.groups[1].options[0].candidate = 2;
+  write_scores(folder / "wrong.h5", written);
+  test::expect_error(ErrorKind::kData, "an option is no candidate", [&] { read_scores(folder / "wrong.h5"); });
+}
+
 TEST(Scores, HoldTheNamesOfALargeModel) {
   const test::TemporaryFolder folder;
   Sensitivity large = example();
