@@ -113,7 +113,7 @@ void read_options(const ScoresFile& file, const std::string& folder, Decisions d
 
 /// The lists of one decision below `folder`; returns the JSON of its groups.
 std::string put_decisions(checkpoint::StatsWriter& writer, const std::string& folder, const std::vector<DecisionGroup>& all,
-                          const std::vector<std::vector<double>>& all_scores) {
+                          const std::vector<std::vector<double>>& all_scores, const std::vector<int>& choices) {
   Json words = Json::array();
   std::vector<int64_t> layers, weights, factors, groups, candidates, bits;
   std::vector<double> scores;
@@ -139,15 +139,19 @@ std::string put_decisions(checkpoint::StatsWriter& writer, const std::string& fo
   writer.put(folder + "options/candidate", std::span<const int64_t>(candidates));
   writer.put(folder + "options/bits", std::span<const int64_t>(bits));
   writer.put(folder + "options/score", std::span<const double>(scores));
+  if (choices.empty()) return words.dump();
+  require(choices.size() == all.size(), "choices of other groups");
+  const std::vector<int64_t> chosen(choices.begin(), choices.end());
+  writer.put(folder + "groups/choice", std::span<const int64_t>(chosen));
   return words.dump();
 }
 
 }  // namespace
 
-void write_scores(const std::string& path, const Sensitivity& sensitivity) {
+void write_scores(const std::string& path, const Sensitivity& sensitivity, const Choices& choices) {
   const SensitivityIdentity& identity = sensitivity.identity;
   checkpoint::StatsWriter writer(path);
-  const std::string groups = put_decisions(writer, "", sensitivity.groups, sensitivity.scores);
+  const std::string groups = put_decisions(writer, "", sensitivity.groups, sensitivity.scores, choices.options);
   writer.put_attribute("kind", kKind);
   writer.put_attribute("version", kVersion);
   writer.put_attribute("model_fingerprint", identity.model_fingerprint);
@@ -160,7 +164,7 @@ void write_scores(const std::string& path, const Sensitivity& sensitivity) {
   writer.put_attribute("groups", groups);
   if (!sensitivity.kv.groups.empty()) {
     writer.put_attribute("kv_formats", Json(sensitivity.kv.formats).dump());
-    writer.put_attribute("kv_groups", put_decisions(writer, "kv/", sensitivity.kv.groups, sensitivity.kv.scores));
+    writer.put_attribute("kv_groups", put_decisions(writer, "kv/", sensitivity.kv.groups, sensitivity.kv.scores, choices.kv_options));
   }
   writer.finish();
 }

@@ -19,6 +19,11 @@ struct SensitivityIdentity {
   int64_t rows = 0;                ///< scored
 };
 
+/// What was decided from scores: the option of every group, for whoever reads the file; a run that uses the scores decides anew.
+struct Choices {
+  std::vector<int> options, kv_options;
+};
+
 /// The KV cache's part, where quantization.autoquantize.kv_cache leaves a choice: see recipes/kv_choice.h.
 struct KvSensitivity {
   std::vector<std::string> formats;  ///< the candidates
@@ -39,7 +44,8 @@ struct Sensitivity {
 ///   groups/layer, groups/weights, groups/factor  int64 [groups]
 ///   options/group, options/candidate, options/bits  int64, options/score f64  [all options, by group]
 /// With a choice of the KV cache: attributes kv_formats and kv_groups, kv/groups/..., kv/options/... alike.
-void write_scores(const std::string& path, const Sensitivity& sensitivity);
+/// With choices: groups/choice and kv/groups/choice, int64 [groups], an index among the group's options.
+void write_scores(const std::string& path, const Sensitivity& sensitivity, const Choices& choices = {});
 /// Throws a user Error when there is no such file, a data Error for one that is damaged, holds no scores or contradicts itself.
 Sensitivity read_scores(const std::string& path);
 

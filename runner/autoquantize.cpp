@@ -163,6 +163,8 @@ void AutoQuantize::run(parallel::Communicator& world, const parallel::MeshShape&
   world.on_root([&] { recipes::write_scores(work + "/ptq-runner/scores.h5", sensitivity_); });
   const auto held = static_cast<std::ptrdiff_t>(held_back_rows(rows.size()));
   decide(world, {held == 0 ? rows.begin() : rows.end() - held, rows.end()}, work, host_memory, log);
+  const recipes::Choices choices{mixes_[winner_].mix.choice, kv_mix_.choice};
+  world.on_root([&] { recipes::write_scores(work + "/ptq-runner/scores.h5", sensitivity_, choices); });
 }
 
 void AutoQuantize::score(const parallel::Mesh& mesh, const std::vector<std::vector<int32_t>>& rows, const std::string& work,

@@ -28,3 +28,24 @@ END
     rm -rf "$work/model" "$work/output"
 done
 echo "bar: at most 1.100 x at 128 layers"
+
+# AutoQuantize: two candidates written, a backward sweep over kept inputs of layers, which spill where they do not fit.
+layer=$((2 * (2 * 512 * 512 + 2 * 128 * 512 + 3 * 2048 * 512)))
+first=
+for layers in ${PTQ_BENCH_AUTO_LAYERS:-6 48}; do
+    "$bin/make_model" "$work/model" 512 $layers 2048 8 2 64 2048 16 256 >/dev/null
+    cat >"$work/recipe.yaml" <<END
+model: {path: $work/model}
+calibration: {data: $work/model/data.safetensors, samples: 16, sequence_length: 256, pack: false}
+quantization: {preset: auto, autoquantize: {effective_bits: 5.5, kl_checks: 1}}
+memory: {host: 300MiB}
+output: {path: $work/output, overwrite: true}
+END
+    rm -rf "$work/output"
+    "$bin/ptq-runner" "$work/recipe.yaml" --quiet
+    peak=$(sed -n 's/.*"phase":"verified".*"peak_bytes":\([0-9]*\).*/\1/p' "$work/output/ptq-runner/run.jsonl")
+    first=${first:-$peak}
+    awk -v l=$layers -v p="$peak" -v f="$first" 'BEGIN {
+        printf "autoquantize, %4d layers: peak RSS %7.1f MiB, %.3f x that of 6 layers (budget 300 MiB)\n", l, p / 2^20, p / f }'
+    rm -rf "$work/model" "$work/output"
+done

@@ -48,6 +48,16 @@ TEST(Scores, AreReadAsTheyWereWritten) {
   EXPECT_EQ(bytes_of(folder / "scores.h5"), bytes_of(folder / "again.h5"));
 }
 
+TEST(Scores, WhatWasDecidedIsBesideThemAndDoesNotBindTheReader) {
+  const test::TemporaryFolder folder;
+  write_scores(folder / "scores.h5", example(), {{1, 0}, {}});
+
+  EXPECT_EQ(checkpoint::StatsReader(folder / "scores.h5").integers("groups/choice"), (std::vector<int64_t>{1, 0}));
+  EXPECT_EQ(read_scores(folder / "scores.h5").scores, example().scores);
+  write_scores(folder / "undecided.h5", example());
+  EXPECT_FALSE(checkpoint::StatsReader(folder / "undecided.h5").has_integers("groups/choice"));
+}
+
 TEST(Scores, OfTheKvCacheAreReadAsTheyWereWritten) {
   const test::TemporaryFolder folder;
   Sensitivity written = example();
