@@ -56,10 +56,8 @@ void inspect(const std::string& path, bool json) {
   const auto files_reader = checkpoint::open_checkpoint(path);  // what lies in the files, where the source's reader shows it as bf16
   const Json quantization = quantization_of(source.config);
   std::map<std::string, int64_t> bytes_by_dtype, linears_by_format;
-  std::set<std::string> files;
   for (const auto& [name, entry] : files_reader->tensors()) {
     bytes_by_dtype[std::string(dtype_name(entry.dtype))] += entry.bytes;
-    files.insert(entry.file);
   }
   const StoredEncodings encodings(source);
   int64_t parameters = model.vocab * model.hidden * (model.tied ? 1 : 2) +
@@ -103,7 +101,7 @@ void inspect(const std::string& path, bool json) {
                     {"tied_embeddings", model.tied},
                     {"parameters", parameters},
                     {"tensors", files_reader->tensors().size()},
-                    {"files", files.size()},
+                    {"files", files_reader->files().size()},
                     {"bytes", source.weight_bytes},
                     {"bytes_by_dtype", bytes_by_dtype},
                     {"linears_by_format", linears_by_format},
@@ -119,7 +117,8 @@ void inspect(const std::string& path, bool json) {
   if (experts > 0) fmt::print("  {} layers of {} routed experts, {} per token\n", moe_layers, experts, experts_per_token);
   if (mtp_layers > 0) fmt::print("  and {} layer(s) of multi-token prediction\n", mtp_layers);
   fmt::print("  {:.3f} B parameters, {} in {} tensors, {} {} file(s)\n", static_cast<double>(parameters) / 1e9,
-             human_bytes(static_cast<double>(source.weight_bytes)), files_reader->tensors().size(), files.size(), source.reader->format());
+             human_bytes(static_cast<double>(source.weight_bytes)), files_reader->tensors().size(), files_reader->files().size(),
+             source.reader->format());
   for (const auto& [dtype, bytes] : bytes_by_dtype) fmt::print("    {:<9} {}\n", dtype, human_bytes(static_cast<double>(bytes)));
   std::string formats;
   for (const auto& [format, count] : linears_by_format)

@@ -1,7 +1,6 @@
 #include "runner/source_model.h"
 
 #include <filesystem>
-#include <set>
 
 #include "layers/models/models.h"
 #include "runner/native_reader.h"
@@ -30,9 +29,7 @@ std::string fingerprint_of(const checkpoint::Reader& reader, const checkpoint::J
     text += name + " " + std::string(dtype_name(entry.dtype)) + " " + to_string(entry.shape) + " " + entry.file + " " +
             std::to_string(entry.offset) + "\n";
   // Weights changed in place keep their headers; the files' sizes and times tell.
-  std::set<std::string> files;
-  for (const auto& [name, entry] : reader.tensors()) files.insert(entry.file);
-  for (const std::string& file : files) {
+  for (const std::string& file : reader.files()) {
     const auto path = std::filesystem::path(reader.folder()) / file;
     text += file + " " + std::to_string(std::filesystem::file_size(path)) + " " +
             std::to_string(std::filesystem::last_write_time(path).time_since_epoch().count()) + "\n";
