@@ -14,10 +14,11 @@ namespace ptq::test {
 struct DistChunk {
   std::vector<int64_t> offsets, sizes;
   std::string file;
-  std::string slice;                    ///< the bytes of the slice
+  std::string slice;                    ///< the bytes of the slice; not needed where offset and length are given
   std::vector<std::string> transforms;  ///< descriptors
   bool is_placed = true;                ///< whether storage_data knows it
   int64_t shift = 0;                    ///< added to its offset in storage_data
+  int64_t offset = 0, length = 0;       ///< of the slice in its file, as dist_metadata says
 };
 struct DistArray {
   std::string name, dtype;  ///< "uint8"
@@ -27,20 +28,15 @@ struct DistArray {
 
 inline std::string torch_size(const std::vector<int64_t>& sizes) { return pickled_call("torch Size", {pickled_ints(sizes)}); }
 
-/// Writes `.metadata` and the files it names. `last` goes to the end of the metadata's state: key, value, ...
-inline void write_dist_checkpoint(const TemporaryFolder& folder, const std::vector<DistArray>& arrays,
-                                  const std::vector<std::string>& last = {}) {
+/// The text of `.metadata`. `last` goes to the end of its state: key, value, ...
+inline std::string dist_metadata(const std::vector<DistArray>& arrays, const std::vector<std::string>& last = {}) {
   const std::string module = "torch.distributed.checkpoint.metadata ";
-  std::map<std::string, std::string> files;
   std::vector<std::string> descriptions, places;
   for (const DistArray& array : arrays) {
     std::vector<std::string> chunks;
     for (const DistChunk& chunk : array.chunks) {
       chunks.push_back(pickled_object(module + "ChunkStorageMetadata", pickled_dict({pickled("offsets"), torch_size(chunk.offsets),
                                                                                      pickled("sizes"), torch_size(chunk.sizes)})));
-      std::string& file = files[chunk.file];
-      const auto offset = static_cast<int64_t>(file.size()) + chunk.shift;
-      file += chunk.slice;
       if (!chunk.is_placed) continue;
       places.push_back(pickled_object(module + "MetadataIndex",
                                       pickled_dict({pickled("fqn"), pickled(array.name), pickled("offset"), torch_size(chunk.offsets)})));
@@ -48,8 +44,8 @@ inline void write_dist_checkpoint(const TemporaryFolder& folder, const std::vect
       for (const std::string& transform : chunk.transforms) transforms.push_back(pickled(transform));
       places.push_back(pickled_object(
           "torch.distributed.checkpoint.filesystem _StorageInfo",
-          pickled_dict({pickled("relative_path"), pickled(chunk.file), pickled("offset"), pickled(offset), pickled("length"),
-                        pickled(static_cast<int64_t>(chunk.slice.size())), pickled("transform_descriptors"), pickled_list(transforms)})));
+          pickled_dict({pickled("relative_path"), pickled(chunk.file), pickled("offset"), pickled(chunk.offset), pickled("length"),
+                        pickled(chunk.length), pickled("transform_descriptors"), pickled_list(transforms)})));
     }
     descriptions.push_back(pickled(array.name));
     descriptions.push_back(pickled_object(
@@ -66,7 +62,20 @@ inline void write_dist_checkpoint(const TemporaryFolder& folder, const std::vect
   std::vector<std::string> state{pickled("state_dict_metadata"), pickled_dict(descriptions), pickled("planner_data"), "N",
                                  pickled("storage_data"),        pickled_dict(places),       pickled("version"),      pickled("1.0.0")};
   state.insert(state.end(), last.begin(), last.end());
-  folder.write(".metadata", whole_pickle(pickled_object(module + "Metadata", pickled_dict(state))));
+  return whole_pickle(pickled_object(module + "Metadata", pickled_dict(state)));
+}
+
+/// Writes `.metadata` and the files it names.
+inline void write_dist_checkpoint(const TemporaryFolder& folder, std::vector<DistArray> arrays, const std::vector<std::string>& last = {}) {
+  std::map<std::string, std::string> files;
+  for (DistArray& array : arrays)
+    for (DistChunk& chunk : array.chunks) {
+      std::string& file = files[chunk.file];
+      chunk.offset = static_cast<int64_t>(file.size()) + chunk.shift;
+      chunk.length = static_cast<int64_t>(chunk.slice.size());
+      file += chunk.slice;
+    }
+  folder.write(".metadata", dist_metadata(arrays, last));
   for (const auto& [name, bytes] : files) folder.write(name, bytes);
 }
 
