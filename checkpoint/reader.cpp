@@ -1,6 +1,7 @@
 #include "checkpoint/reader.h"
 
 #include <algorithm>
+#include <set>
 
 #include "kernels/core/error.h"
 
@@ -23,6 +24,12 @@ const TensorEntry* Reader::find(const std::string& name) const {
 const TensorEntry& Reader::at(const std::string& name) const {
   if (const TensorEntry* entry = find(name)) return *entry;
   throw data_error("the checkpoint has no tensor " + quoted_name(name), folder_, "check that config.json and the weights belong together");
+}
+
+std::vector<std::string> Reader::weight_files() const {
+  std::set<std::string> files;
+  for (const auto& [name, entry] : tensors_) files.insert(entry.file);
+  return {files.begin(), files.end()};
 }
 
 Tensor Reader::read(const std::string& name) const {
