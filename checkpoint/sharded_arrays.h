@@ -4,17 +4,18 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "checkpoint/array_store.h"
-#include "checkpoint/weight_file.h"
+#include "checkpoint/box.h"
+#include "checkpoint/chunk_grid.h"
+#include "checkpoint/open_files.h"
 
 namespace ptq::checkpoint {
 
 struct Shard {
-  Shape begin, sizes;  ///< the box of the global array
+  Box box;             ///< of the global array
   Shape strides;       ///< elements from one index to the next, by dimension; none negative
   std::string file;    ///< path
   int64_t offset = 0;  ///< of its first element in the file, in bytes
@@ -23,19 +24,26 @@ struct Shard {
 class ShardedArrays : public ArrayStore {
  public:
   void read_box(const ArrayEntry& array, const Shape& begin, const Shape& sizes, std::byte* out) const override;
+  std::vector<std::string> files() const override;
 
  protected:
+  /// `path`: the folder or the archive that all shards' files are in, or are.
+  explicit ShardedArrays(const std::string& path);
   /// Throws a data Error unless the shards tile the array: none outside it, no two overlapping, nothing left out.
   void add_array(ArrayEntry array, std::vector<Shard> shards);
 
  private:
   struct Target;
-  void read_part(const Shard& shard, const Shape& begin, const Shape& sizes, const Target& target) const;
-  std::shared_ptr<const WeightFile> open(const std::string& file) const;
+  struct Stored {
+    std::vector<Shard> shards;
+    ChunkGrid grid;
+  };
+  void read_part(const Shard& shard, const Box& box, const Target& target) const;
+  std::string below_root(const std::string& file) const;
 
-  std::map<std::string, std::vector<Shard>> shards_;  ///< by array, ordered by their beginnings
-  mutable std::mutex mutex_;                          ///< guards open_
-  mutable std::map<std::string, std::shared_ptr<const WeightFile>> open_;
+  std::string root_;  ///< the folder, or that of the archive, with a '/' behind it
+  std::map<std::string, Stored> stored_;
+  mutable OpenFiles open_;
 };
 
 }  // namespace ptq::checkpoint

@@ -9,8 +9,11 @@
 #include "checkpoint/file_set.h"
 #include "checkpoint/files.h"
 #include "checkpoint/hf_shards.h"
+#include "checkpoint/megatron_args.h"
+#include "checkpoint/megatron_legacy_store.h"
 #include "checkpoint/reader.h"
 #include "checkpoint/tar_index.h"
+#include "checkpoint/torch_dist_store.h"
 #include "checkpoint/zarr_store.h"
 #include "kernels/core/error.h"
 
@@ -29,8 +32,26 @@ struct StoreKind {
   std::unique_ptr<ArrayStore> (*open)(const FileSet& files, const std::string& path);
 };
 
+/// Refuses what the args of a distributed checkpoint rule out.
+void check_common(const FileSlice& file) {
+  const ByteSlice slice(std::make_shared<const WeightFile>(file.path), where_of(file), file.offset, file.bytes);
+  if (TorchFile::accepts(slice)) read_megatron_args(TorchFile(slice));
+}
+
+bool has_metadata(const FileSet& files) { return files.contains(".metadata"); }
+
+std::unique_ptr<ArrayStore> open_torch_dist(const FileSet& files, const std::string& path) {
+  const std::string metadata = files.at(".metadata").path;
+  if (metadata == path)
+    throw user_error("the archive holds a torch_dist checkpoint, which is read from a folder only", path,
+                     "tar -xf " + path + " -C FOLDER, and give that folder");
+  return TorchDistStore::open(fs::path(metadata).parent_path().string());
+}
+
 constexpr std::array kStores{
+    StoreKind{"torch_dist", has_metadata, open_torch_dist},
     StoreKind{"zarr", ZarrStore::accepts, ZarrStore::open},
+    StoreKind{"mp_rank", MegatronLegacyStore::accepts, MegatronLegacyStore::open},
 };
 
 bool is_folder(const std::string& path) {
@@ -123,6 +144,7 @@ std::unique_ptr<ArrayStore> open_arrays(const TrainingCheckpoint& checkpoint, st
     known += (known.empty() ? "" : ", ") + std::string(store.name);
     if (!store.accepts(files)) continue;
     format = checkpoint.container + " " + std::string(store.name);
+    if (const auto common = files.find("common.pt"); common != files.end()) check_common(common->second);
     return store.open(files, path);
   }
   throw user_error("a " + checkpoint.container + " checkpoint whose weights are in none of the known layouts: " + known, path,

@@ -1,10 +1,8 @@
 #include "checkpoint/zarr_store.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
 #include <string_view>
 
 #include "checkpoint/files.h"
@@ -101,20 +99,13 @@ bool ZarrStore::accepts(const FileSet& files) {
 }
 
 std::unique_ptr<ArrayStore> ZarrStore::open(const FileSet& files, const std::string& path) {
-  auto store = std::make_unique<ZarrStore>();
-  store->path_ = path;
+  std::unique_ptr<ZarrStore> store(new ZarrStore(path));  // make_unique cannot reach the private constructor
   const std::string ending = "/" + std::string(kDescription);
-  std::set<std::string> names;
   for (const auto& [name, slice] : files) {
     if (!name.ends_with(ending)) continue;
     const std::string array = name.substr(0, name.size() - ending.size());
-    if (is_of_optimizer(array)) continue;
-    const FileSet chunks = files_below(files, array);
-    store->add(array, slice, chunks);
-    for (const auto& [chunk, place] : chunks)
-      names.insert(place.path == path ? "" : std::filesystem::path(place.path).lexically_relative(path).string());
+    if (!is_of_optimizer(array)) store->add(array, slice, files_below(files, array));
   }
-  store->names_.assign(names.begin(), names.end());
   return store;
 }
 
@@ -137,10 +128,10 @@ void ZarrStore::add(const std::string& name, const FileSlice& description_file, 
       throw data_error("chunk " + chunk + " of array " + quoted_name(name) + " has " + std::to_string(file->second.bytes) + " bytes, not " +
                            std::to_string(chunk_bytes),
                        where, "copy the checkpoint again, completely");
-    Shard shard{index, description.chunks, strides, file->second.path, file->second.offset};
+    Shard shard{{index, description.chunks}, strides, file->second.path, file->second.offset};
     for (size_t d = 0; d < dimensions; ++d) {
-      shard.begin[d] *= description.chunks[d];
-      shard.sizes[d] = std::min(description.chunks[d], description.shape[d] - shard.begin[d]);
+      shard.box.begin[d] *= description.chunks[d];
+      shard.box.sizes[d] = std::min(description.chunks[d], description.shape[d] - shard.box.begin[d]);
     }
     shards.push_back(std::move(shard));
     size_t d = dimensions;

@@ -18,12 +18,9 @@ class ZarrStore : public ShardedArrays {
   /// version, a compressor, filters, an order other than C, a dtype this program has no use for, chunks that are missing or too short.
   static std::unique_ptr<ArrayStore> open(const FileSet& files, const std::string& path);
 
-  std::vector<std::string> files() const override { return names_; }
-
  private:
+  explicit ZarrStore(const std::string& path) : ShardedArrays(path) {}
   void add(const std::string& name, const FileSlice& description, const FileSet& chunks);
-
-  std::vector<std::string> names_;
 };
 
 }  // namespace ptq::checkpoint
