@@ -11,6 +11,7 @@
 
 #include "checkpoint/files.h"
 #include "checkpoint/reader.h"
+#include "checkpoint/tensor_name.h"
 #include "kernels/core/error.h"
 
 namespace ptq::checkpoint {
@@ -18,12 +19,12 @@ namespace ptq::checkpoint {
 namespace fs = std::filesystem;
 
 namespace {
-constexpr const char* kIndex = "model.safetensors.index.json";
-constexpr const char* kSingle = "model.safetensors";
 constexpr const char* kDownloadAgain = "download the checkpoint again, completely";
 /// The largest published indexes are near 10 MB.
 constexpr uintmax_t kMaxIndexBytes = uintmax_t{256} << 20;
 constexpr int kMaxIndexDepth = 16;
+
+std::string path_of(const std::string& folder, std::string_view name) { return folder + "/" + std::string(name); }
 
 std::vector<fs::directory_entry> entries_of(const std::string& folder) {
   std::error_code failed;
@@ -35,10 +36,10 @@ std::vector<fs::directory_entry> entries_of(const std::string& folder) {
 }
 
 /// X and Y of model-X-of-Y.safetensors.
-std::optional<std::pair<int, int>> shard_number(std::string_view name) {
-  constexpr std::string_view kHead = "model-", kTail = ".safetensors";
-  if (!name.starts_with(kHead) || !name.ends_with(kTail) || name.size() < kHead.size() + kTail.size()) return std::nullopt;
-  const std::string_view middle = name.substr(kHead.size(), name.size() - kHead.size() - kTail.size());
+std::optional<std::pair<int, int>> shard_number(std::string_view name, const HfFileNames& names) {
+  const std::string_view head = names.head, tail = names.tail;
+  if (!name.starts_with(head) || !name.ends_with(tail) || name.size() < head.size() + tail.size()) return std::nullopt;
+  const std::string_view middle = name.substr(head.size(), name.size() - head.size() - tail.size());
   std::pair<int, int> number;
   const auto first = std::from_chars(middle.data(), middle.data() + middle.size(), number.first);
   if (first.ec != std::errc() || !std::string_view(first.ptr, middle.data() + middle.size()).starts_with("-of-")) return std::nullopt;
@@ -69,13 +70,7 @@ nlohmann::json parse_index(const std::string& path) {
   }
 }
 
-bool is_base_name(const std::string& name) {
-  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos && name.find('\\') == std::string::npos &&
-         name.find('\0') == std::string::npos;
-}
-
-HfShards shards_of_index(const std::string& folder) {
-  const std::string path = folder + "/" + kIndex;
+HfShards shards_of_index(const std::string& path, const std::string& folder) {
   const nlohmann::json index = parse_index(path);
   const auto map = index.is_object() ? index.find("weight_map") : index.end();
   if (!index.is_object() || map == index.end() || !map->is_object() || map->empty())
@@ -101,12 +96,12 @@ HfShards shards_of_index(const std::string& folder) {
   return shards;
 }
 
-HfShards shards_by_number(const std::string& folder) {
+HfShards shards_by_number(const std::string& folder, const HfFileNames& names) {
   HfShards shards;
   std::set<int> present, totals;
   for (const fs::directory_entry& entry : entries_of(folder)) {
     const std::string name = entry.path().filename().string();
-    const auto number = shard_number(name);
+    const auto number = shard_number(name, names);
     if (!number) continue;
     shards[name] = std::nullopt;
     totals.insert(number->second);
@@ -114,8 +109,8 @@ HfShards shards_by_number(const std::string& folder) {
       throw data_error("two files are shard " + std::to_string(number->first) + " of the checkpoint", folder, kDownloadAgain);
   }
   if (totals.size() != 1)
-    throw data_error("shards of different checkpoints lie in one folder, and no " + std::string(kIndex) + " says which to use", folder,
-                     "keep one set of model-X-of-Y.safetensors files, or add the index");
+    throw data_error("shards of different checkpoints lie in one folder, and no " + std::string(names.index) + " says which to use", folder,
+                     "keep one set of " + std::string(names.head) + "X-of-Y" + std::string(names.tail) + " files, or add the index");
   // Numbers outside 1..Y cannot make up the count: then one inside it is missing.
   const int total = *totals.begin();
   for (int number = 1; number <= total; ++number)
@@ -134,18 +129,19 @@ bool is_weight_file(std::string_view name) {
 }
 }  // namespace
 
-bool has_hf_shards(const std::string& folder) {
+bool has_hf_shards(const std::string& folder, const HfFileNames& names) {
   std::error_code failed;
   if (!fs::is_directory(folder, failed)) return false;
-  if (exists(folder + "/" + kIndex) || exists(folder + "/" + kSingle)) return true;
+  if (exists(path_of(folder, names.index)) || exists(path_of(folder, names.single))) return true;
   const auto entries = entries_of(folder);
-  return std::any_of(entries.begin(), entries.end(), [](const auto& entry) { return shard_number(entry.path().filename().string()); });
+  return std::any_of(entries.begin(), entries.end(),
+                     [&](const auto& entry) { return shard_number(entry.path().filename().string(), names).has_value(); });
 }
 
-HfShards find_hf_shards(const std::string& folder) {
-  if (exists(folder + "/" + kIndex)) return shards_of_index(folder);
-  if (exists(folder + "/" + kSingle)) return {{kSingle, std::nullopt}};
-  return shards_by_number(folder);
+HfShards find_hf_shards(const std::string& folder, const HfFileNames& names) {
+  if (const std::string index = path_of(folder, names.index); exists(index)) return shards_of_index(index, folder);
+  if (exists(path_of(folder, names.single))) return {{std::string(names.single), std::nullopt}};
+  return shards_by_number(folder, names);
 }
 
 std::vector<std::string> hf_companion_files(const std::string& folder) {

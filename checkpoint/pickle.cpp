@@ -105,8 +105,8 @@ class PickleMachine {
 
   // ---- new nodes ----
 
-  void push_data(PickleKind kind, uint64_t bytes) {
-    const std::string_view data = read_.take(bytes);
+  void push_data(PickleKind kind, uint64_t bytes) { push_data(kind, read_.take(bytes)); }
+  void push_data(PickleKind kind, std::string_view data) {
     if (dropping_) return push(PickleTree::kDroppedNode);
     push(tree_.add_data(kind, data));
     if (kind == PickleKind::kString && marks_.size() == kStateMarks && !options_.drop_from_key.empty() && data == options_.drop_from_key)
@@ -121,7 +121,7 @@ class PickleMachine {
   void push_long(uint64_t bytes) {
     const std::string_view data = read_.take(bytes);
     if (dropping_) return push(PickleTree::kDroppedNode);
-    if (bytes > 8) return push(tree_.add_data(PickleKind::kBigInt, data));
+    if (bytes > 8) return push_data(PickleKind::kBigInt, data);
     uint64_t value = bytes > 0 && (static_cast<unsigned char>(data.back()) & 0x80) != 0 ? ~uint64_t{0} : 0;
     std::memcpy(&value, data.data(), bytes);
     push_int(static_cast<int64_t>(value));
@@ -174,7 +174,10 @@ class PickleMachine {
       case kLong: {
         std::string_view line = read_.line();
         if (line.ends_with('L')) line.remove_suffix(1);
-        push_int(parsed<int64_t>(line));
+        if (line.size() > kDecimalDigits && line.find_first_not_of("0123456789", line.starts_with('-')) == std::string_view::npos)
+          push_data(PickleKind::kBigInt, line);
+        else
+          push_int(parsed<int64_t>(line));
         return true;
       }
       case kFloat:
@@ -385,6 +388,8 @@ class PickleMachine {
     push(memo_[index]);
   }
 
+  /// Decimal numbers of so many digits fit 64 bits.
+  static constexpr size_t kDecimalDigits = 18;
   /// Marks open while the entries of the object's own state are written.
   static constexpr size_t kStateMarks = 1;
 

@@ -4,8 +4,10 @@
 #include <array>
 #include <string_view>
 
+#include "checkpoint/dcp_reader.h"
 #include "checkpoint/files.h"
 #include "checkpoint/hf_reader.h"
+#include "checkpoint/hf_torch_reader.h"
 #include "checkpoint/reader.h"
 #include "kernels/core/error.h"
 
@@ -20,6 +22,8 @@ struct Candidate {
 
 constexpr std::array kReaders{
     Candidate{HfReader::kLookedFor, HfReader::accepts, HfReader::open},
+    Candidate{HfTorchReader::kLookedFor, HfTorchReader::accepts, HfTorchReader::open},
+    Candidate{DcpReader::kLookedFor, DcpReader::accepts, DcpReader::open},
 };
 
 /// Formats people have but this program cannot read, by the file that gives them away.
@@ -28,10 +32,7 @@ struct Unsupported {
   const char* format;
 };
 constexpr std::array kUnsupported{
-    Unsupported{"pytorch_model.bin.index.json", "Hugging Face torch pickle"},
-    Unsupported{"pytorch_model.bin", "Hugging Face torch pickle"},
     Unsupported{"metadata.json", "Megatron-core distributed"},
-    Unsupported{".metadata", "PyTorch distributed"},
     Unsupported{"latest_checkpointed_iteration.txt", "Megatron"},
     Unsupported{"model_config.yaml", "NeMo 1"},
     Unsupported{"context", "NeMo 2"},

@@ -18,6 +18,12 @@ constexpr const char* kCopyAgain = "copy the checkpoint again, completely";
 /// What a file of torch.save around one tensor may have besides the tensor's bytes.
 constexpr int64_t kShardOverhead = int64_t{1} << 20;
 
+/// Shapes are compared without their ones: the layer a chunk is of may be a dimension of the array and none of the tensor.
+Shape without_ones(Shape shape) {
+  std::erase(shape, 1);
+  return shape;
+}
+
 /// "'a', 'b', 'c' and 5 more"
 std::string first_names(const std::set<std::string>& names) {
   constexpr size_t kShown = 3;
@@ -114,7 +120,7 @@ ByteSlice TorchDistStore::slice(const TorchDistChunk& chunk) const {
 TorchTensor TorchDistStore::shard(const ArrayEntry& array, const TorchDistChunk& chunk, const ByteSlice& slice) const {
   const TorchFile file(slice);
   const TorchTensor tensor = file.tensor(file.root(), array.name);
-  if (tensor.dtype != array.dtype || element_count(tensor.shape) != element_count(chunk.box.sizes))
+  if (tensor.dtype != array.dtype || without_ones(tensor.shape) != without_ones(chunk.box.sizes))
     throw data_error("the chunk of " + quoted_name(array.name) + " at " + to_string(chunk.box.begin) + " is " +
                          std::string(dtype_name(tensor.dtype)) + " " + to_string(tensor.shape) + ", and the metadata says " +
                          std::string(dtype_name(array.dtype)) + " " + to_string(chunk.box.sizes),

@@ -29,9 +29,9 @@ TEST(HfReader, APathThatIsNoCheckpointIsAUserErrorSayingWhatWasLookedFor) {
 
 TEST(HfReader, AFormatItCannotReadIsNamed) {
   const test::TemporaryFolder folder;
-  folder.write("pytorch_model.bin", "x");
+  folder.write("latest_checkpointed_iteration.txt", "5");
 
-  expect_error(ErrorKind::kUser, "torch pickle", [&] { open_checkpoint(folder.path()); });
+  expect_error(ErrorKind::kUser, "Megatron", [&] { open_checkpoint(folder.path()); });
 }
 
 TEST(HfReader, ASingleFileIsReadWithoutTheOthersBesideIt) {

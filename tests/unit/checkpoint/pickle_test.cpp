@@ -63,7 +63,8 @@ TEST(Pickle, IntegersBeyond64BitsStayOpaque) {
   EXPECT_TRUE(tree.root().is(PickleKind::kBigInt));
   EXPECT_EQ(tree.root().data().size(), 10u);
   EXPECT_FALSE(tree.root().integer());
-  expect_refused("L123456789012345678901234567890L\n.", "does not fit 64 bits");
+  EXPECT_EQ(parse_pickle("L-123456789012345678901234567890L\n.", "a.pkl").root().data(), "-123456789012345678901234567890");
+  expect_refused("L12345678901234567890123456789x\n.", "does not fit 64 bits");
 }
 
 TEST(Pickle, ContainersGrowOverSeveralBatchesAndKeepTheirOrder) {

@@ -50,18 +50,23 @@ TEST(SharedCheckpoints, EveryHuggingFaceInputIsRead) {
   for (const auto& folder : std::filesystem::directory_iterator(inputs + "hf")) expect_rows_are_slices(folder.path().string());
   expect_rows_are_slices(inputs + "hf_dsv3_fp8_block");
   expect_rows_are_slices(inputs + "hf_llama_sharded");
+  expect_rows_are_slices(inputs + "hf_llama_bin_sharded");
 }
 
-TEST(SharedCheckpoints, ShardedAndSingleFileHoldTheSameTensors) {
+TEST(SharedCheckpoints, EveryContainerHoldsTheSameTensors) {
   PTQ_NEEDS_SHARED(shared);
   const auto single = open_checkpoint(shared + "/fixtures/input_formats/hf/llama");
-  const auto sharded = open_checkpoint(shared + "/fixtures/input_formats/hf_llama_sharded");
+  for (const char* folder : {"hf_llama_sharded", "hf_llama_bin_sharded", "dcp_llama_w2"}) {
+    SCOPED_TRACE(folder);
+    const auto other = open_checkpoint(shared + "/fixtures/input_formats/" + folder);
 
-  ASSERT_EQ(single->tensors().size(), sharded->tensors().size());
-  for (const auto& [name, entry] : single->tensors()) {
-    const Tensor a = single->read(name), b = sharded->read(name);
-    EXPECT_EQ(a.shape(), b.shape()) << name;
-    EXPECT_EQ(std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())), 0) << name;
+    ASSERT_EQ(single->tensors().size(), other->tensors().size());
+    for (const auto& [name, entry] : single->tensors()) {
+      const Tensor a = single->read(name), b = other->read(name);
+      EXPECT_EQ(a.shape(), b.shape()) << name;
+      EXPECT_EQ(a.dtype(), b.dtype()) << name;
+      EXPECT_EQ(std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())), 0) << name;
+    }
   }
 }
 
@@ -79,8 +84,7 @@ TEST(SharedCheckpoints, OtherFormatsAreRefusedByName) {
   PTQ_NEEDS_SHARED(shared);
   const std::string inputs = shared + "/fixtures/input_formats/";
 
-  test::expect_error(ErrorKind::kUser, "torch pickle", [&] { open_checkpoint(inputs + "hf_llama_bin_sharded"); });
-  for (const char* folder : {"mcore_llama_tp2", "dcp_llama_w2", "nemo2_llama", "bridge_llama", "legacy_llama_tp2"})
+  for (const char* folder : {"mcore_llama_tp2", "nemo2_llama", "bridge_llama", "legacy_llama_tp2"})
     test::expect_error(ErrorKind::kUser, "fix", [&] { open_checkpoint(inputs + folder); });
 }
 
