@@ -69,8 +69,8 @@ bool has_entry(const std::string& folder, std::string_view beginning) {
 
 /// A folder whose own files are the arrays.
 bool holds_arrays(const std::string& folder) {
-  return exists(folder + "/metadata.json") || exists(folder + "/.metadata") || has_entry(folder, "mp_rank_") ||
-         has_entry(folder, "tp_rank_") || exists(folder + "/model_weights.ckpt");
+  return exists(folder + "/metadata.json") || has_entry(folder, "mp_rank_") || has_entry(folder, "tp_rank_") ||
+         exists(folder + "/model_weights.ckpt");
 }
 
 std::string existing_folder(const std::string& folder) { return is_folder(folder) ? folder : ""; }
