@@ -23,6 +23,8 @@ class DcpReader : public Reader {
 
   std::string format() const override { return "PyTorch distributed"; }
   void read_rows(const TensorEntry& tensor, int64_t begin, int64_t end, std::byte* out) const override;
+  /// A tensor's entry names the file of its first chunk alone; here are those of all chunks, and .metadata.
+  std::vector<std::string> files() const override { return store_->files(); }
   std::vector<std::string> companion_files() const override;
 
  private:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checkpoint/pickle_opcodes.h"
+#include "checkpoint/pickle_operands.h"
 #include "kernels/core/error.h"
 
 namespace ptq::checkpoint {
@@ -16,40 +17,6 @@ namespace {
 
 using Id = PickleTree::Id;
 using enum PickleOpcode;
-
-/// Thrown where the text ends inside the pickle; never leaves this file.
-struct EndOfText {};
-
-/// Takes operands off the text.
-class OperandReader {
- public:
-  explicit OperandReader(std::string_view text) : text_(text) {}
-
-  size_t position() const { return at_; }
-  std::string_view take(uint64_t bytes) {
-    if (bytes > text_.size() - at_) throw EndOfText();
-    const std::string_view taken = text_.substr(at_, bytes);
-    at_ += bytes;
-    return taken;
-  }
-  uint64_t number(size_t bytes) {
-    uint64_t value = 0;
-    std::memcpy(&value, take(bytes).data(), bytes);
-    return value;
-  }
-  /// Up to a newline, which is not part of it.
-  std::string_view line() {
-    const size_t end = text_.find('\n', at_);
-    if (end == std::string_view::npos) throw EndOfText();
-    const std::string_view taken = text_.substr(at_, end - at_);
-    at_ = end + 1;
-    return taken;
-  }
-
- private:
-  std::string_view text_;
-  size_t at_ = 0;
-};
 
 class PickleMachine {
  public:
@@ -393,7 +360,7 @@ class PickleMachine {
   /// Marks open while the entries of the object's own state are written.
   static constexpr size_t kStateMarks = 1;
 
-  OperandReader read_;
+  PickleOperands read_;
   const std::string& where_;
   const PickleOptions& options_;
   size_t begun_ = 0;  ///< where the current opcode lies
@@ -411,7 +378,7 @@ std::optional<ParsedPickle> parse_pickle_prefix(std::string_view text, const std
     throw data_error("the pickle has " + std::to_string(text.size()) + " bytes, more than any checkpoint's", where);
   try {
     return PickleMachine(text, where, options).run();
-  } catch (const EndOfText&) {
+  } catch (const PickleOperands::EndOfText&) {
     return std::nullopt;
   }
 }

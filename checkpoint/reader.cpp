@@ -26,10 +26,10 @@ const TensorEntry& Reader::at(const std::string& name) const {
   throw data_error("the checkpoint has no tensor " + quoted_name(name), folder_, "check that config.json and the weights belong together");
 }
 
-std::vector<std::string> Reader::weight_files() const {
-  std::set<std::string> files;
-  for (const auto& [name, entry] : tensors_) files.insert(entry.file);
-  return {files.begin(), files.end()};
+std::vector<std::string> Reader::files() const {
+  std::set<std::string> names;
+  for (const auto& [name, entry] : tensors_) names.insert(entry.file);
+  return {names.begin(), names.end()};
 }
 
 Tensor Reader::read(const std::string& name) const {

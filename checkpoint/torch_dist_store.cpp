@@ -108,7 +108,7 @@ std::pair<std::string, int64_t> TorchDistStore::place(const ArrayEntry& array) c
   const std::vector<TorchDistChunk>& chunks = stored(array).chunks;
   const auto first = std::min_element(chunks.begin(), chunks.end(),
                                       [](const TorchDistChunk& a, const TorchDistChunk& b) { return a.box.begin < b.box.begin; });
-  return first == chunks.end() ? std::pair<std::string, int64_t>() : std::pair(files_[first->file], first->offset);
+  return first == chunks.end() ? std::pair<std::string, int64_t>(kMetadata, 0) : std::pair(files_[first->file], first->offset);
 }
 
 ByteSlice TorchDistStore::slice(const TorchDistChunk& chunk) const {

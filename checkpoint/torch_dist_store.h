@@ -6,9 +6,9 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <utility>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/array_store.h"
@@ -30,7 +30,7 @@ class TorchDistStore : public ArrayStore {
 
   void read_box(const ArrayEntry& array, const Shape& begin, const Shape& sizes, std::byte* out) const override;
   std::vector<std::string> files() const override;
-  /// Where an array begins: the file of its first chunk and the chunk's place in it; "" and 0 for an array without elements.
+  /// Where an array begins: the file of its first chunk and the chunk's place in it; .metadata and 0 for an array without elements.
   std::pair<std::string, int64_t> place(const ArrayEntry& array) const;
 
  private:

@@ -35,7 +35,8 @@ std::byte* bounce_buffer() {
 
 }  // namespace
 
-WeightFile::WeightFile(std::string path) : path_(std::move(path)), buffered_(open_file(path_, O_RDONLY)) {
+WeightFile::WeightFile(std::string path)
+    : path_(std::move(path)), buffered_(open_file(path_, O_RDONLY | O_NONBLOCK)) {  // a named pipe is refused below instead of waited for
   bytes_ = regular_file_bytes(buffered_.get(), path_);
   ::posix_fadvise(buffered_.get(), 0, 0, POSIX_FADV_SEQUENTIAL);  // only a hint: its failure changes nothing
 #ifdef O_DIRECT

@@ -96,7 +96,6 @@ void inspect(const std::string& path, const std::string& config_folder, bool jso
   for (const auto& [name, entry] : files_reader->tensors()) {
     bytes_by_dtype[std::string(dtype_name(entry.dtype))] += entry.bytes;
   }
-  const std::vector<std::string> files = files_reader->weight_files();
   const StoredEncodings encodings(source);
   int64_t parameters = model.vocab * model.hidden * (model.tied ? 1 : 2) +
                        model.hidden * (model.final_norm.kind == layers::NormSpec::Kind::kLayerNorm1p ? 2 : 1),
@@ -139,7 +138,7 @@ void inspect(const std::string& path, const std::string& config_folder, bool jso
                     {"tied_embeddings", model.tied},
                     {"parameters", parameters},
                     {"tensors", files_reader->tensors().size()},
-                    {"files", files.size()},
+                    {"files", files_reader->files().size()},
                     {"bytes", source.weight_bytes},
                     {"bytes_by_dtype", bytes_by_dtype},
                     {"linears_by_format", linears_by_format},
@@ -155,7 +154,8 @@ void inspect(const std::string& path, const std::string& config_folder, bool jso
   if (experts > 0) fmt::print("  {} layers of {} routed experts, {} per token\n", moe_layers, experts, experts_per_token);
   if (mtp_layers > 0) fmt::print("  and {} layer(s) of multi-token prediction\n", mtp_layers);
   fmt::print("  {:.3f} B parameters, {} in {} tensors, {} {} file(s)\n", static_cast<double>(parameters) / 1e9,
-             human_bytes(static_cast<double>(source.weight_bytes)), files_reader->tensors().size(), files.size(), source.reader->format());
+             human_bytes(static_cast<double>(source.weight_bytes)), files_reader->tensors().size(), files_reader->files().size(),
+             source.reader->format());
   for (const auto& [dtype, bytes] : bytes_by_dtype) fmt::print("    {:<9} {}\n", dtype, human_bytes(static_cast<double>(bytes)));
   std::string formats;
   for (const auto& [format, count] : linears_by_format)

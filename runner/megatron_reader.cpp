@@ -34,7 +34,7 @@ class MegatronReader : public checkpoint::Reader {
   }
 
   std::string format() const override { return format_; }
-  std::vector<std::string> weight_files() const override { return store_->files(); }
+  std::vector<std::string> files() const override { return store_->files(); }
   std::vector<std::string> companion_files() const override { return checkpoint::hf_companion_files(config_folder_); }
 
   void read_rows(const TensorEntry& tensor, int64_t begin, int64_t end, std::byte* out) const override {

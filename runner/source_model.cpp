@@ -33,7 +33,7 @@ std::string fingerprint_of(const checkpoint::Reader& reader, const checkpoint::J
     text += name + " " + std::string(dtype_name(entry.dtype)) + " " + to_string(entry.shape) + " " + entry.file + " " +
             std::to_string(entry.offset) + "\n";
   // Weights changed in place keep their headers; the files' sizes and times tell.
-  for (const std::string& file : reader.weight_files()) {
+  for (const std::string& file : reader.files()) {
     const std::filesystem::path path =
         file.empty() ? std::filesystem::path(reader.folder()) : std::filesystem::path(reader.folder()) / file;
     text += file + " " + std::to_string(std::filesystem::file_size(path)) + " " +

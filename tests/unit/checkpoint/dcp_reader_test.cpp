@@ -53,6 +53,7 @@ TEST(DcpReader, RowsCrossChunkBorders) {
   EXPECT_EQ(reader->bytes_read(), 7);
   EXPECT_EQ(reader->format(), "PyTorch distributed");
   EXPECT_EQ(reader->at("model.w").file, "__0_0.distcp");
+  EXPECT_EQ(reader->files(), (std::vector<std::string>{".metadata", "__0_0.distcp", "__1_0.distcp"}));
   EXPECT_EQ(reader->companion_files(), (std::vector<std::string>{"config.json"}));
 }
 

@@ -1,8 +1,7 @@
 #include "checkpoint/hf_torch_reader.h"
 
 #include <gtest/gtest.h>
-
-#include <fstream>
+#include <sys/stat.h>
 
 #include "tests/support/expect_error.h"
 #include "tests/support/make_safetensors.h"
@@ -116,6 +115,13 @@ TEST(HfTorchReader, DamagedFilesAreDataErrors) {
   const auto reader = open_checkpoint(folder.path());
   folder.write("pytorch_model.bin", sound.substr(0, 100));
   expect_error(ErrorKind::kData, "shorter", [&] { rows(*reader, "a", 0, 2); });
+}
+
+TEST(HfTorchReader, ANamedPipeIsRefusedInsteadOfWaitedFor) {
+  const test::TemporaryFolder folder;
+  ASSERT_EQ(::mkfifo((folder / "pytorch_model.bin").c_str(), 0600), 0);
+
+  expect_error(ErrorKind::kData, "not a regular file", [&] { open_checkpoint(folder.path()); });
 }
 
 TEST(HfTorchReader, ATensorInTwoFilesIsADataError) {
