@@ -69,8 +69,9 @@ bool has_entry(const std::string& folder, std::string_view beginning) {
 
 /// A folder whose own files are the arrays.
 bool holds_arrays(const std::string& folder) {
-  return exists(folder + "/metadata.json") || has_entry(folder, "mp_rank_") || has_entry(folder, "tp_rank_") ||
-         exists(folder + "/model_weights.ckpt");
+  const std::string description = folder + "/metadata.json";
+  if (exists(description) && read_text(description).find("\"sharded_backend\"") != std::string::npos) return true;
+  return has_entry(folder, "mp_rank_") || has_entry(folder, "tp_rank_") || exists(folder + "/model_weights.ckpt");
 }
 
 std::string existing_folder(const std::string& folder) { return is_folder(folder) ? folder : ""; }
@@ -132,7 +133,7 @@ TrainingCheckpoint find_training_checkpoint(const std::string& path) {
   }
   std::string folder = path;
   while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
-  return is_folder(folder) ? of_folder(folder) : TrainingCheckpoint{};
+  return is_folder(folder) && !has_hf_shards(folder) ? of_folder(folder) : TrainingCheckpoint{};
 }
 
 std::unique_ptr<ArrayStore> open_arrays(const TrainingCheckpoint& checkpoint, std::string& format) {
