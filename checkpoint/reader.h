@@ -51,7 +51,8 @@ class Reader {
   /// Weight bytes read so far by this process.
   int64_t bytes_read() const { return bytes_read_.load(); }
 
-  /// Names in the folder of the files that hold its tensors, sorted. By default those its entries name.
+  /// Names in the folder of the files that hold its tensors, sorted; "" is the file that folder() itself names. By default those its
+  /// entries name.
   virtual std::vector<std::string> files() const;
 
   /// Files of the folder that are neither weights nor an index of them, relative names, sorted: what an export copies.

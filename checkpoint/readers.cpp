@@ -25,18 +25,6 @@ constexpr std::array kReaders{
     Candidate{HfTorchReader::kLookedFor, HfTorchReader::accepts, HfTorchReader::open},
     Candidate{DcpReader::kLookedFor, DcpReader::accepts, DcpReader::open},
 };
-
-/// Formats people have but this program cannot read, by the file that gives them away.
-struct Unsupported {
-  const char* file;
-  const char* format;
-};
-constexpr std::array kUnsupported{
-    Unsupported{"metadata.json", "Megatron-core distributed"},
-    Unsupported{"latest_checkpointed_iteration.txt", "Megatron"},
-    Unsupported{"model_config.yaml", "NeMo 1"},
-    Unsupported{"context", "NeMo 2"},
-};
 }  // namespace
 
 std::unique_ptr<Reader> open_checkpoint(const std::string& path) {
@@ -46,11 +34,8 @@ std::unique_ptr<Reader> open_checkpoint(const std::string& path) {
     if (reader.accepts(path)) return reader.open(path);
     looked_for += (looked_for.empty() ? "" : "; ") + std::string(reader.looked_for);
   }
-  for (const Unsupported& other : kUnsupported)
-    if (exists(path + "/" + other.file))
-      throw user_error(std::string("a ") + other.format + " checkpoint, which this program does not read", path,
-                       "convert it to Hugging Face safetensors first");
-  throw user_error("no checkpoint here: looked for " + looked_for, path, "give the folder that holds the model's weights");
+  throw user_error("no checkpoint here: looked for " + looked_for + "; a Megatron, Megatron-Bridge or NeMo checkpoint", path,
+                   "give the folder that holds the model's weights");
 }
 
 }  // namespace ptq::checkpoint

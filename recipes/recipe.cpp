@@ -337,7 +337,7 @@ Recipe parse_recipe(const std::string& text, const std::string& file, const std:
   top.expect({"model", "calibration", "quantization", "moe", "parallel", "device", "compute", "memory", "scratch", "resume", "output"});
   Section model = top.section("model");
   model.read("path", recipe.model_path);
-  model.only<std::string>("config", "", "only checkpoints that carry their config.json are read");
+  model.read("config", recipe.model_config);
   model.finish();
 
   Section calibration = top.section("calibration");

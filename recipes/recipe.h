@@ -68,6 +68,7 @@ struct Recipe {
   std::string file;
 
   std::string model_path;
+  std::string model_config;  ///< folder with config.json and tokenizer, where the checkpoint carries none
 
   std::vector<std::string> calibration_data;
   int64_t samples = 512;

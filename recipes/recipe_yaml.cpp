@@ -26,7 +26,9 @@ std::string shortest(double value) {
 std::string to_yaml(const Recipe& recipe, bool all) {
   YAML::Emitter out;
   out << YAML::BeginMap;
-  out << YAML::Key << "model" << YAML::Value << YAML::BeginMap << YAML::Key << "path" << YAML::Value << recipe.model_path << YAML::EndMap;
+  out << YAML::Key << "model" << YAML::Value << YAML::BeginMap << YAML::Key << "path" << YAML::Value << recipe.model_path;
+  if (!recipe.model_config.empty()) out << YAML::Key << "config" << YAML::Value << recipe.model_config;
+  out << YAML::EndMap;
   out << YAML::Key << "calibration" << YAML::Value << YAML::BeginMap;
   out << YAML::Key << "data" << YAML::Value << YAML::Flow << recipe.calibration_data;
   out << YAML::Key << "samples" << YAML::Value << recipe.samples << YAML::Key << "sequence_length" << YAML::Value << recipe.sequence_length;

@@ -143,7 +143,7 @@ void AutoQuantize::run(parallel::Communicator& world, const parallel::MeshShape&
   for (Candidate& candidate : candidates_) candidate.folder = work + kFolder + candidate.name;
   calibrate(candidates_[first_], source_, mesh, rows, attributes, work, host_memory, log, calibration_);
   world.together([&] {
-    folded_ = open_source(recipe_.model_path);
+    folded_ = open_source(recipe_.model_path, recipe_.model_config);
     folded_.reader = open_folded(std::move(folded_.reader), std::move(calibration_.folds));
   });
   for (size_t c = 0; c < candidates_.size(); ++c) {
@@ -208,7 +208,7 @@ void AutoQuantize::score(const parallel::Mesh& mesh, const std::vector<std::vect
 void AutoQuantize::decide(parallel::Communicator& world, const std::vector<std::vector<int32_t>>& held_back, const std::string& work,
                           int64_t host_memory, RunLog& log) {
   SourceModel plain;
-  world.together([&] { plain = open_source(recipe_.model_path); });
+  world.together([&] { plain = open_source(recipe_.model_path, recipe_.model_config); });
   MixJudge judge(
       world, std::move(plain), held_back,
       {.fp32 = recipe_.compute == "fp32", .host_memory = host_memory / 2, .scratch = recipe_.scratch.empty() ? work : recipe_.scratch});

@@ -15,8 +15,8 @@ std::vector<std::vector<int32_t>> read_rows(const recipes::Recipe& recipe, const
   const bool has_text = std::any_of(recipe.calibration_data.begin(), recipe.calibration_data.end(), [](const std::string& file) {
     return file.size() < 12 || file.substr(file.size() - 12) != ".safetensors";
   });
-  if (has_text && checkpoint::exists(source.reader->folder() + "/tokenizer.json"))
-    tokenizer.emplace(checkpoint::Tokenizer::open(source.reader->folder()));
+  if (const std::string folder = source.tokenizer_folder(); has_text && !folder.empty())
+    tokenizer.emplace(checkpoint::Tokenizer::open(folder));
   checkpoint::TextRequest request;
   request.files = recipe.calibration_data;
   request.samples = recipe.samples;

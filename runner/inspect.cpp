@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <vector>
 
+#include "checkpoint/training_checkpoint.h"
 #include "runner/machine.h"
 #include "runner/native_reader.h"
 #include "runner/stored_encoding.h"
@@ -46,14 +48,49 @@ int64_t extra_layers(const checkpoint::Reader& reader, const layers::ModelSpec& 
   return static_cast<int64_t>(extra.size());
 }
 
+/// A training checkpoint without the config.json of its model.
+void inspect_arrays(const std::string& path, const checkpoint::TrainingCheckpoint& training, bool json) {
+  std::string format;
+  const auto store = checkpoint::open_arrays(training, format);
+  std::map<std::string, int64_t> bytes_by_dtype;
+  int64_t bytes = 0;
+  for (const auto& [name, array] : store->arrays()) {
+    const int64_t own = element_count(array.shape) * dtype_bytes(array.dtype);
+    bytes_by_dtype[std::string(dtype_name(array.dtype))] += own;
+    bytes += own;
+  }
+  if (json) {
+    const Json result{{"path", path},
+                      {"format", format},
+                      {"arrays", store->arrays().size()},
+                      {"files", store->files().size()},
+                      {"bytes", bytes},
+                      {"bytes_by_dtype", bytes_by_dtype}};
+    fmt::print("{}\n", result.dump(2));
+    return;
+  }
+  fmt::print("{}\n", path);
+  fmt::print("  {} in {} arrays, {} {} file(s)\n", human_bytes(static_cast<double>(bytes)), store->arrays().size(), store->files().size(),
+             format);
+  for (const auto& [dtype, own] : bytes_by_dtype) fmt::print("    {:<9} {}\n", dtype, human_bytes(static_cast<double>(own)));
+  fmt::print("  no config.json: give --config FOLDER to see the model\n");
+}
+
 std::string text_of(const Json& value) { return value.is_string() ? value.get<std::string>() : "no"; }
 
 }  // namespace
 
-void inspect(const std::string& path, bool json) {
-  const SourceModel source = open_source(path);
+void inspect(const std::string& path, const std::string& config_folder, bool json) {
+  const auto training = checkpoint::find_training_checkpoint(path);
+  if (!training.container.empty() && training.export_folder.empty() && config_folder.empty() &&
+      !checkpoint::exists(training.weights + "/config.json")) {
+    inspect_arrays(path, training, json);
+    return;
+  }
+  const SourceModel source = open_source(path, config_folder);
   const layers::ModelSpec& model = source.spec;
-  const auto files_reader = checkpoint::open_checkpoint(path);  // what lies in the files, where the source's reader shows it as bf16
+  const SourceModel as_stored = open_source(path, config_folder, Shown::kAsStored);
+  const checkpoint::Reader* files_reader = as_stored.reader.get();
   const Json quantization = quantization_of(source.config);
   std::map<std::string, int64_t> bytes_by_dtype, linears_by_format;
   for (const auto& [name, entry] : files_reader->tensors()) {

@@ -27,8 +27,8 @@ struct Arguments {
   runner::QuantizeOptions quantize;
   runner::EvaluateOptions evaluate;
   runner::SolveOptions solve;
-  std::string inspect_path, tokenize_model, verify_folder, verify_source, verify_engine, device = "auto", compute = "bf16",
-                                                                                         reference_compute;
+  std::string inspect_path, tokenize_model, verify_folder, verify_source, model_config, verify_engine, device = "auto", compute = "bf16",
+                                                                                                       reference_compute;
   bool json = false, no_special = false, quiet = false, verbose = false;
   int threads = 0;
 };
@@ -76,12 +76,14 @@ void describe(CLI::App& app, Arguments& arguments) {
 
   auto* inspect = app.add_subcommand("inspect", "what a checkpoint is: family, layers, dtypes, bytes, quantized how");
   inspect->add_option("CHECKPOINT", arguments.inspect_path, "folder")->required();
+  inspect->add_option("--config", arguments.model_config, "folder of config.json, where the checkpoint carries none");
   inspect->add_flag("--json", arguments.json, "print one JSON object");
   add_common(*inspect, arguments);
 
   auto* verify = app.add_subcommand("verify", "judge an exported checkpoint; exit 1 if anything is wrong");
   verify->add_option("EXPORT", arguments.verify_folder, "folder")->required();
   verify->add_option("--source", arguments.verify_source, "the checkpoint it was made from: unquantized tensors must be byte-equal");
+  verify->add_option("--config", arguments.model_config, "folder of the source's config.json, where the source carries none");
   verify->add_flag("--json", arguments.json, "print one JSON object");
   add_common(*verify, arguments);
 
@@ -114,7 +116,8 @@ void tokenize(const Arguments& arguments) {
 }
 
 void verify(parallel::Session& session, const Arguments& arguments) {
-  const runner::VerifyResult result = runner::verify_export(arguments.verify_folder, arguments.verify_source, nullptr, session.world());
+  const runner::VerifyResult result =
+      runner::verify_export(arguments.verify_folder, arguments.verify_source, arguments.model_config, nullptr, session.world());
   if (session.world().rank() == 0) {
     if (arguments.json)
       fmt::print("{}\n", nlohmann::ordered_json{{"checks", result.checks}, {"failures", result.failures}}.dump(2));
@@ -171,7 +174,9 @@ void dispatch(parallel::Session& session, CLI::App& app, Arguments& arguments) {
     arguments.solve.verbose = arguments.verbose;
     world.on_root([&] { runner::solve(arguments.solve); });
   } else {
-    world.on_root([&] { command == "inspect" ? runner::inspect(arguments.inspect_path, arguments.json) : tokenize(arguments); });
+    world.on_root([&] {
+      command == "inspect" ? runner::inspect(arguments.inspect_path, arguments.model_config, arguments.json) : tokenize(arguments);
+    });
   }
 }
 

@@ -102,17 +102,16 @@ WorkFolder make_work_folder(const std::string& work, const std::string& output, 
 }
 
 void write_companions(const std::string& work, const SourceModel& source, const ExportPlan& plan) {
-  const std::string folder = source.reader->folder();
-  for (const std::string& name : source.reader->companion_files()) {
+  for (const auto& [name, path] : source.companions) {
     if (name == "config.json" || name == "hf_quant_config.json" || name.rfind("ptq-runner/", 0) == 0) continue;
     if (name == "generation_config.json") {
-      const Json original = checkpoint::read_json(folder + "/" + name), accepted = recipes::generation_config(original);
+      const Json original = checkpoint::read_json(path), accepted = recipes::generation_config(original);
       if (accepted != original) {
         checkpoint::write_text(work + "/" + name, accepted.dump(2) + "\n");
         continue;
       }
     }
-    checkpoint::copy_file(folder + "/" + name, work + "/" + name);
+    checkpoint::copy_file(path, work + "/" + name);
   }
   checkpoint::write_text(work + "/config.json", recipes::quantized_config(source.config, plan.metadata).dump(4) + "\n");
   if (const auto words = recipes::hf_quant_config(plan.metadata))

@@ -98,7 +98,7 @@ class Job {
 
 bool Job::prepare() {
   world_.together([&] {
-    source_ = open_source(recipe_.model_path);
+    source_ = open_source(recipe_.model_path, recipe_.model_config);
     check_tensors(source_);
     record_.shape = mesh_shape(source_.spec, recipe_, world_.size());
     plan_ = plan_export(source_, recipe_);
@@ -215,7 +215,7 @@ void Job::run() {
   });
   log_.event("written", {{"peak_bytes", peak_resident_bytes()}});
   if (recipe_.verify) {
-    const VerifyResult verified = verify_export(work_, recipe_.model_path, &plan_.layout, world_);
+    const VerifyResult verified = verify_export(work_, recipe_.model_path, recipe_.model_config, &plan_.layout, world_);
     record_.verified_checks = verified.checks;
     log_.event("verified", {{"checks", verified.checks}, {"failures", verified.failures}, {"peak_bytes", peak_resident_bytes()}});
     if (!verified.failures.empty()) {

@@ -1,6 +1,7 @@
 #pragma once
 // A checkpoint opened and understood: reader, config and spec, with every tensor of the spec checked against the files.
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -17,11 +18,24 @@ struct SourceModel {
   std::string fingerprint;  ///< SHA-256 over config.json, every tensor's name, dtype, shape and place, the files' sizes and times
   int64_t weight_bytes = 0;
   int64_t eos_id = -1;  ///< config.json, else generation_config.json
+  /// By name: paths of the files that belong beside the weights - config.json, tokenizer - which need not lie in one folder with them.
+  std::map<std::string, std::string> companions;
+
+  /// The folder that holds tokenizer.json, or "".
+  std::string tokenizer_folder() const;
 };
 
-/// Opens the folder and describes its model. Reads headers and JSON only. Throws user Errors (no such folder), data Errors (damaged or
-/// unsupported). as_stored: FP8 blocks are not shown as the bf16 weights they stand for.
-SourceModel open_source(const std::string& path, bool as_stored = false);
+/// What of a checkpoint that its publisher quantized a source shows.
+enum class Shown {
+  kAsMeant,    ///< the bf16 weights that its codes stand for
+  kFp8Blocks,  ///< FP8 blocks as they are stored, MXFP4 as bf16
+  kAsStored    ///< all tensors as they are in the files
+};
+
+/// Opens a checkpoint and describes its model. `config` is the folder with config.json and tokenizer of a training checkpoint, which
+/// carries none; a Hugging Face export that lies beside its weights is taken instead of them where `config` is "". Reads headers and JSON
+/// only. Throws user Errors (no such folder, no config.json), data Errors (damaged or unsupported).
+SourceModel open_source(const std::string& path, const std::string& config = "", Shown shown = Shown::kAsMeant);
 
 /// True for float checkpoints and for those their publisher quantized, which the reader shows as bf16.
 bool is_plain(const SourceModel& source);

@@ -172,9 +172,9 @@ void check_copies(const Export& exported, const checkpoint::Reader& source, cons
                 name + " is in the source but not here");
 }
 
-void judge_share(const std::string& folder, const std::string& source, const checkpoint::OutputLayout* expected, int64_t ranks,
-                 int64_t rank, Judge& judge) {
-  const SourceModel model = open_source(folder, true);
+void judge_share(const std::string& folder, const std::string& source, const std::string& source_config,
+                 const checkpoint::OutputLayout* expected, int64_t ranks, int64_t rank, Judge& judge) {
+  const SourceModel model = open_source(folder, "", Shown::kFp8Blocks);
   const Export exported = read_export(model);
   const recipes::Dialect dialect = exported.encodings.dialect();
   const Json words = model.config.value("quantization_config", Json::object());
@@ -208,8 +208,8 @@ void judge_share(const std::string& folder, const std::string& source, const che
   }
   if (source.empty()) return;
   // The source as open_source shows it: weights that its publisher quantized are the bf16 ones they stand for.
-  const SourceModel original = open_source(source);
-  if (rank == 0) check_companions(folder, model, source, original, judge);
+  const SourceModel original = open_source(source, source_config);
+  if (rank == 0) check_companions(folder, model, original, judge);
   const std::string method = method_of(folder);
   const bool is_scaled = method == "autoquantize", may_fold = method != "minmax" && !is_scaled;
   for (size_t i = 0; (may_fold || is_scaled) && i < model.spec.layers.size(); ++i) {
@@ -245,12 +245,12 @@ void check_sums(const std::string& folder, parallel::Communicator& world, Judge&
 
 }  // namespace
 
-VerifyResult verify_export(const std::string& folder, const std::string& source, const checkpoint::OutputLayout* expected,
-                           parallel::Communicator& world) {
+VerifyResult verify_export(const std::string& folder, const std::string& source, const std::string& source_config,
+                           const checkpoint::OutputLayout* expected, parallel::Communicator& world) {
   VerifyResult mine;
   Judge judge(mine);
   try {
-    judge_share(folder, source, expected, world.size(), world.rank(), judge);
+    judge_share(folder, source, source_config, expected, world.size(), world.rank(), judge);
   } catch (const Error& error) {
     // What cannot even be read has failed verification; the reader's own words say why.
     mine.failures.emplace_back(error.what());

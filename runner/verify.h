@@ -19,9 +19,9 @@ struct VerifyResult {
 /// code is NaN, shared scales are equal (fused linears', and of a layer's routed experts the input scales), KV scales come in pairs,
 /// exclude patterns match all unquantized matrices - routers and multi-token prediction among them - and no quantized one, every file has
 /// the SHA-256 that ptq-runner/manifest.json (if there is one) keeps; with `expected` also names, dtypes, shapes and places of the plan;
-/// with `source` (a folder) every tensor that is not quantized is byte-equal to the source's but for smoothing factors that were folded
-/// into it, and none of the source's is missing. Collective; every rank gets the same result.
-VerifyResult verify_export(const std::string& folder, const std::string& source, const checkpoint::OutputLayout* expected,
-                           parallel::Communicator& world);
+/// with `source` (a checkpoint, and what model.config is to it) every tensor that is not quantized is byte-equal to the source's but for
+/// smoothing factors that were folded into it, and none of the source's is missing. Collective; every rank gets the same result.
+VerifyResult verify_export(const std::string& folder, const std::string& source, const std::string& source_config,
+                           const checkpoint::OutputLayout* expected, parallel::Communicator& world);
 
 }  // namespace ptq::runner

@@ -28,13 +28,12 @@ std::string method_of(const std::string& folder) {
 
 bool takes_factors(recipes::Format format) { return format == recipes::Format::kInt8 || recipes::is_solvable(format); }
 
-void check_companions(const std::string& folder, const SourceModel& exported, const std::string& source, const SourceModel& original,
-                      Judge& judge) {
+void check_companions(const std::string& folder, const SourceModel& exported, const SourceModel& original, Judge& judge) {
   judge.claim(plain_config(exported.config) == plain_config(original.config),
               "config.json differs from the source's in more than quantization_config");
-  for (const std::string& name : original.reader->companion_files()) {
+  for (const auto& [name, from] : original.companions) {
     if (name == "config.json" || name == "hf_quant_config.json" || name.starts_with("ptq-runner/")) continue;
-    const std::string from = source + "/" + name, to = folder + "/" + name;
+    const std::string to = folder + "/" + name;
     judge.claim(checkpoint::exists(to), name + " is in the source but not here");
     if (!checkpoint::exists(to)) continue;
     const std::string now = checkpoint::read_text(to), before = checkpoint::read_text(from);

@@ -63,8 +63,7 @@ std::string method_of(const std::string& folder);
 /// Do methods that smooth write this format?
 bool takes_factors(recipes::Format format);
 /// config.json but for the words of quantization, tokenizers and all other files: as the source has them.
-void check_companions(const std::string& folder, const SourceModel& exported, const std::string& source, const SourceModel& original,
-                      Judge& judge);
+void check_companions(const std::string& folder, const SourceModel& exported, const SourceModel& original, Judge& judge);
 
 /// Tensors of a layer that are not quantized but may have taken smoothing factors: norms, routers, biases.
 std::vector<std::string> folded_names(const layers::LayerSpec& layer, const std::vector<StoredLinear>& stored);

@@ -27,13 +27,6 @@ TEST(HfReader, APathThatIsNoCheckpointIsAUserErrorSayingWhatWasLookedFor) {
   expect_error(ErrorKind::kUser, "no checkpoint here", [&] { open_checkpoint(folder / "file"); });
 }
 
-TEST(HfReader, AFormatItCannotReadIsNamed) {
-  const test::TemporaryFolder folder;
-  folder.write("latest_checkpointed_iteration.txt", "5");
-
-  expect_error(ErrorKind::kUser, "Megatron", [&] { open_checkpoint(folder.path()); });
-}
-
 TEST(HfReader, ASingleFileIsReadWithoutTheOthersBesideIt) {
   const test::TemporaryFolder folder;
   folder.write("model.safetensors", byte_tensors({"a", "b"}, 3));

@@ -53,7 +53,7 @@ TEST(Recipe, LeavesEverythingElseAtItsDefault) {
   EXPECT_TRUE(recipe.report);
 }
 
-constexpr const char* kEverything = R"(model: {path: a/b}
+constexpr const char* kEverything = R"(model: {path: a/b, config: c/d}
 calibration:
   data: [one.jsonl, two.txt]
   samples: 3
@@ -89,6 +89,7 @@ TEST(Recipe, ReadsEveryKey) {
   const Recipe recipe = parse(kEverything);
 
   EXPECT_EQ(recipe.model_path, "a/b");
+  EXPECT_EQ(recipe.model_config, "c/d");
   EXPECT_EQ(recipe.calibration_data, (std::vector<std::string>{"one.jsonl", "two.txt"}));
   EXPECT_EQ(recipe.samples, 3);
   EXPECT_EQ(recipe.sequence_length, 7);
@@ -207,7 +208,6 @@ TEST(Recipe, ValuesOutsideTheListPrintTheList) {
 
 TEST(Recipe, WhatALaterVersionBringsIsToldApartFromMistakes) {
   expect_refused(kSmallest, "no CUDA backend", {"device=cuda"});
-  expect_refused(kSmallest, "'model.config' is not supported", {"model.config=x"});
   EXPECT_NO_THROW(parse(kSmallest, {"parallel.expert=1", "calibration.keep_gram=false", "moe={}"}));
 }
 
@@ -366,6 +366,7 @@ TEST(ToYaml, ReadBackGivesTheSame) {
 
     EXPECT_EQ(to_yaml(again, true), yaml);
     EXPECT_EQ(again.model_path, parse(text).model_path);
+    EXPECT_EQ(again.model_config, parse(text).model_config);
     EXPECT_EQ(again.output_path, parse(text).output_path);
     EXPECT_EQ(again.ignore, parse(text).ignore);
     EXPECT_EQ(again.rules.size(), parse(text).rules.size());

@@ -1,0 +1,195 @@
+// Training checkpoints of Megatron-LM, Megatron-Bridge and NeMo are the Hugging Face models they stand for: converted bit for bit, and
+// quantized to the same bytes, at any number of ranks.
+
+#include <filesystem>
+
+#include "tests/e2e/recipe_runs.h"
+
+namespace ptq::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Fixture {
+  const char* path;
+  const char* model;   ///< below hf/
+  const char* format;  ///< what inspect calls it
+};
+
+constexpr Fixture kFixtures[] = {
+    {"mcore_llama_tp2", "llama", "Megatron torch_dist"},
+    {"mcore_llama_pp2/iter_0000005", "llama", "Megatron torch_dist"},
+    {"mcore_qwen3moe_ep2", "qwen3_moe", "Megatron torch_dist"},
+    {"mcore_qwen3moe_singleton", "qwen3_moe", "Megatron torch_dist"},
+    {"mcore_dsv3_ep2", "deepseek_v3", "Megatron torch_dist"},
+    {"bridge_llama", "llama", "Megatron-Bridge torch_dist"},
+    {"nemo2_llama", "llama", "NeMo 2 torch_dist"},
+    {"nemo2_llama/weights", "llama", "NeMo 2 torch_dist"},
+    {"nemo1/llama_zarr.nemo", "llama", "NeMo 1 zarr"},
+    {"nemo1/llama_mp_rank_tp2.nemo", "llama", "NeMo 1 mp_rank"},
+    {"legacy_llama_tp2", "llama", "Megatron mp_rank"},
+    {"legacy_llama_pp2", "llama", "Megatron mp_rank"},
+    {"legacy_qwen3moe_ep2", "qwen3_moe", "Megatron mp_rank"},
+};
+
+class MegatronSource : public RecipeRuns {
+ protected:
+  void SetUp() override {
+    if (shared_folder().empty()) GTEST_SKIP() << "no test material: neither $PTQ_SHARED nor ../shared is a folder";
+    formats_ = shared_folder() + "/fixtures/input_formats/";
+  }
+  std::string config_of(const std::string& model) const { return formats_ + "hf/" + model; }
+  /// Words that make a recipe read this source.
+  std::vector<std::string> source(const std::string& path, const std::string& model) const {
+    return {"model.path=" + path, "model.config=" + config_of(model)};
+  }
+  std::string convert(const std::string& name, const std::string& path, const std::string& model, int ranks,
+                      const std::vector<std::string>& parallel = {}) {
+    write_recipe("unset", "[]", 1, 1, "none");
+    std::vector<std::string> words = source(path, model);
+    words.insert(words.end(), parallel.begin(), parallel.end());
+    return quantize(name, ranks, words);
+  }
+  /// A conversion that must fail with these words and this exit code.
+  void expect_refused(const std::string& path, const std::string& config, int exit_code, const std::string& words) {
+    write_recipe(path, "[]", 1, 1, "none");
+    std::vector<std::string> arguments{folder_ / "recipe.yaml", "output.path=" + folder_ / "refused"};
+    if (!config.empty()) arguments.push_back("model.config=" + config);
+    const ProgramResult result = run_program(arguments);
+    EXPECT_EQ(result.exit_code, exit_code) << result.report();
+    EXPECT_EQ(result.errors().size(), 1u) << result.report();
+    EXPECT_NE(result.err.find(words), std::string::npos) << "expected: " << words << "\n" << result.report();
+    EXPECT_FALSE(fs::exists(folder_ / "refused"));
+  }
+  /// A folder with the config of a model, edited.
+  std::string edited_config(const std::string& model, const std::function<void(Json&)>& edit) {
+    write_file(folder_.write("config/config.json", read_file(config_of(model) + "/config.json")),
+               read_file(config_of(model) + "/config.json"));
+    edit_json_file(folder_ / "config/config.json", edit);
+    return folder_ / "config";
+  }
+
+  std::string formats_;
+};
+
+TEST_F(MegatronSource, IsTheModelItStandsFor) {
+  int number = 0;
+  for (const Fixture& fixture : kFixtures) {
+    SCOPED_TRACE(fixture.path);
+    const std::string output = convert("whole_" + std::to_string(number++), formats_ + fixture.path, fixture.model, 1);
+    EXPECT_TRUE(read_tensors(output) == read_tensors(config_of(fixture.model) + "/model.safetensors"));
+    EXPECT_TRUE(read_json_file(output + "/config.json") == read_json_file(config_of(fixture.model) + "/config.json"));
+  }
+}
+
+TEST_F(MegatronSource, IsTheSameAtAnyNumberOfRanks) {
+  int number = 0;
+  for (const Fixture& fixture : kFixtures) {
+    SCOPED_TRACE(fixture.path);
+    const StoredTensors wanted = read_tensors(config_of(fixture.model) + "/model.safetensors");
+    const std::string name = "at_" + std::to_string(number++), path = formats_ + fixture.path;
+    const bool has_experts = std::string(fixture.model) != "llama";
+    EXPECT_TRUE(read_tensors(convert(name + "_two", path, fixture.model, 2, {"parallel.tensor=2"})) == wanted);
+    const std::vector<std::string> four =
+        has_experts ? std::vector<std::string>{"parallel.expert=2"} : std::vector<std::string>{"parallel.tensor=2"};
+    EXPECT_TRUE(read_tensors(convert(name + "_four", path, fixture.model, 4, four)) == wanted);
+  }
+}
+
+TEST_F(MegatronSource, IsQuantizedToTheBytesOfItsHuggingFaceForm) {
+  folder_.write("data.jsonl", random_documents(4, 32, 100));
+  for (const std::string preset : {"fp8", "nvfp4"}) {
+    write_recipe(config_of("llama"), folder_ / "data.jsonl", 4, 32, preset);
+    const std::string wanted = quantize(preset, 1, {});
+    for (const std::string path : {"bridge_llama", "nemo2_llama", "mcore_llama_tp2"}) {
+      SCOPED_TRACE(preset + " " + path);
+      expect_same_output(wanted, quantize(preset + "_" + path, 1, source(formats_ + path, "llama")));
+    }
+    std::vector<std::string> words = source(formats_ + "mcore_llama_tp2", "llama");
+    words.emplace_back("parallel.tensor=2");
+    expect_same_output(wanted, quantize(preset + "_at_two", 2, words));
+  }
+}
+
+TEST_F(MegatronSource, IsNamedByInspect) {
+  for (const Fixture& fixture : kFixtures) {
+    const ProgramResult alone = run_program({"inspect", formats_ + fixture.path, "--json"});
+    expect_success(alone);
+    EXPECT_EQ(Json::parse(alone.out, nullptr, false).value("format", ""), fixture.format) << alone.report();
+    const ProgramResult result = run_program({"inspect", formats_ + fixture.path, "--config", config_of(fixture.model), "--json"});
+    expect_success(result);
+    const Json json = Json::parse(result.out, nullptr, false);
+    EXPECT_EQ(json.value("format", ""), fixture.format);
+    EXPECT_EQ(json.value("vocab_size", 0), read_json_file(config_of(fixture.model) + "/config.json").at("vocab_size"));
+  }
+}
+
+TEST_F(MegatronSource, BringsTheTokenizerThatWasSavedWithIt) {
+  copy_folder(formats_ + "nemo2_llama", folder_ / "nemo");
+  folder_.write("nemo/context/nemo_tokenizer/tokenizer.json", read_file(shipped_llama() + "/tokenizer.json"));
+  const Json words = read_json_file(shipped_llama() + "/tokenizer.json");
+  if (words.at("model").at("vocab").size() > 128) {  // more than the embedding has rows: any other tokenizer will do
+    Json small = words;
+    small["model"]["vocab"] = {{"a", 0}, {"b", 1}};
+    small["model"]["merges"] = Json::array();
+    small["added_tokens"] = Json::array();
+    folder_.write("nemo/context/nemo_tokenizer/tokenizer.json", small.dump());
+  }
+  const std::string output = convert("nemo_output", folder_ / "nemo", "llama", 1);
+  EXPECT_EQ(read_file(output + "/tokenizer.json"), read_file(folder_ / "nemo/context/nemo_tokenizer/tokenizer.json"));
+}
+
+TEST_F(MegatronSource, IsLeftForAnExportThatLiesBesideIt) {
+  copy_folder(formats_ + "bridge_llama", folder_ / "bridge");
+  fs::create_directories(folder_ / "bridge/iter_0000005/hf");
+  for (const std::string name : {"/config.json", "/model.safetensors"})
+    fs::copy_file(config_of("llama") + name, folder_ / ("bridge/iter_0000005/hf" + name));
+  write_recipe(folder_ / "bridge", "[]", 1, 1, "none");
+  const std::string output = quantize("exported", 1, {});
+  EXPECT_TRUE(read_tensors(output) == read_tensors(config_of("llama") + "/model.safetensors"));
+}
+
+TEST_F(MegatronSource, WithoutAConfigIsRefused) {
+  expect_refused(formats_ + "mcore_llama_tp2", "", 2, "set model.config to a folder");
+  expect_refused(formats_ + "mcore_llama_tp2", folder_.path(), 2, "the folder has no config.json");
+  expect_refused(formats_ + "hf/llama", config_of("llama"), 2, "'model.config' is for checkpoints without a config.json");
+}
+
+TEST_F(MegatronSource, OfAnotherModelThanItsConfigIsRefused) {
+  const std::string path = formats_ + "mcore_llama_tp2", same = "must be of the same model";
+  expect_refused(path, edited_config("llama", [](Json& config) { config["num_hidden_layers"] = 3; }), 3, same);
+  expect_refused(path, edited_config("llama", [](Json& config) { config["intermediate_size"] = 64; }), 3, same);
+  expect_refused(path, edited_config("llama", [](Json& config) { config["num_key_value_heads"] = 4; }), 3, same);
+  expect_refused(path, edited_config("llama", [](Json& config) { config["vocab_size"] = 129; }), 3, "has 128 rows, padding included");
+  expect_refused(path, edited_config("llama", [](Json& config) { config["tie_word_embeddings"] = true; }), 3, "embeddings are tied");
+  expect_refused(path, config_of("qwen3_moe"), 3, same);
+  expect_refused(formats_ + "legacy_llama_pp2", edited_config("llama", [](Json& config) { config["num_hidden_layers"] = 1; }), 3,
+                 "has no place for");
+}
+
+TEST_F(MegatronSource, WithATokenizerOfMoreIdsThanRowsIsRefused) {
+  const std::string config = edited_config("llama", [](Json&) {});
+  folder_.write("config/tokenizer.json", R"({"model": {"vocab": {"a": 0, "b": 127}}, "added_tokens": [{"id": 128}]})");
+  expect_refused(formats_ + "mcore_llama_tp2", config, 2, "the tokenizer has 129 ids");
+}
+
+TEST_F(MegatronSource, WithFilesOfSomeRanksOnlyIsRefused) {
+  copy_folder(formats_ + "legacy_llama_tp2", folder_ / "legacy");
+  fs::remove_all(folder_ / "legacy/iter_0000005/mp_rank_01");
+  expect_refused(folder_ / "legacy", config_of("llama"), 3, "tensor_model_parallel_size = 2, but there are the files of 1");
+
+  copy_folder(formats_ + "mcore_llama_tp2", folder_ / "mcore");
+  fs::remove(folder_ / "mcore/iter_0000005/__1_0.distcp");
+  expect_refused(folder_ / "mcore", config_of("llama"), 3, "__1_0.distcp");
+
+  folder_.write("mcore/latest_checkpointed_iteration.txt", "6");
+  expect_refused(folder_ / "mcore", config_of("llama"), 3, "the latest checkpoint is iter_0000006");
+}
+
+TEST_F(MegatronSource, CompressedIsRefusedWithTheCommandThatHelps) {
+  folder_.write("model.nemo", std::string("\x1f\x8b\x08\x00", 4) + std::string(600, 'x'));
+  expect_refused(folder_ / "model.nemo", config_of("llama"), 2, "gunzip < ");
+}
+
+}  // namespace
+}  // namespace ptq::test

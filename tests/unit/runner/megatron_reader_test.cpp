@@ -1,0 +1,140 @@
+// Models in Megatron-core's layout, made of Hugging Face checkpoints, must be read as those again; and what does not fit is refused.
+
+#include "runner/megatron_reader.h"
+
+#include <gtest/gtest.h>
+
+#include "layers/models/models.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/memory_arrays.h"
+#include "tests/support/shared_folder.h"
+#include "tests/support/temporary_folder.h"
+
+namespace ptq::runner {
+namespace {
+
+using test::expect_error;
+using test::Json;
+using test::StoredTensors;
+
+constexpr int64_t kRows = 128;
+
+struct Model {
+  explicit Model(const std::string& folder_of)
+      : folder(folder_of),
+        config(test::read_json_file(folder + "/config.json")),
+        tensors(test::read_tensors(folder + "/model.safetensors")),
+        layers(config.at("num_hidden_layers").get<int64_t>()) {}
+
+  StoredTensors arrays() const { return test::to_megatron(tensors, config.value("num_key_value_heads", int64_t{1}), layers, kRows); }
+  std::unique_ptr<checkpoint::Reader> open(const StoredTensors& stored) const {
+    return open_megatron(std::make_unique<test::MemoryArrays>(stored), "memory", folder, config,
+                         layers::describe_model(layers::Config(config, folder + "/config.json")));
+  }
+  void expect_same(const StoredTensors& stored) const {
+    const auto reader = open(stored);
+    EXPECT_EQ(reader->tensors().size(), tensors.size());
+    for (const auto& [name, wanted] : tensors) {
+      ASSERT_TRUE(reader->find(name)) << name;
+      const Tensor found = reader->read(name);
+      EXPECT_EQ(dtype_name(found.dtype()), wanted.dtype) << name;
+      EXPECT_EQ(found.shape(), wanted.shape) << name;
+      EXPECT_TRUE(std::string(reinterpret_cast<const char*>(found.raw()), static_cast<size_t>(found.bytes())) == wanted.bytes) << name;
+    }
+  }
+
+  std::string folder;
+  Json config;
+  StoredTensors tensors;
+  int64_t layers;
+};
+
+class MegatronReaderTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (test::shared_folder().empty()) GTEST_SKIP() << "no test material: neither $PTQ_SHARED nor ../shared is a folder";
+  }
+  static Model model(const std::string& name) { return Model(test::shared_folder() + "/fixtures/input_formats/hf/" + name); }
+};
+
+TEST_F(MegatronReaderTest, EveryFamilyIsReadBackFromNumberedLayers) {
+  for (const char* name : {"llama", "qwen2", "qwen3_moe", "mixtral", "nemotron", "deepseek_v3", "glm4_moe"}) {
+    SCOPED_TRACE(name);
+    model(name).expect_same(model(name).arrays());
+  }
+}
+
+TEST_F(MegatronReaderTest, EveryFamilyIsReadBackFromStackedLayers) {
+  for (const char* name : {"llama", "qwen2", "qwen3_moe", "mixtral", "nemotron"}) {
+    SCOPED_TRACE(name);
+    const Model one = model(name);
+    StoredTensors prefixed;
+    for (const auto& [array, content] : test::stacked(one.arrays(), one.layers)) prefixed["module." + array] = content;
+    one.expect_same(prefixed);
+  }
+}
+
+TEST_F(MegatronReaderTest, PredictionLayersFollowTheLastLayer) {
+  Model one = model("deepseek_v3");
+  const std::string last = "model.layers." + std::to_string(one.layers - 1) + ".",
+                    extra = "model.layers." + std::to_string(one.layers) + ".";
+  for (const auto& [name, tensor] : StoredTensors(one.tensors))
+    if (name.starts_with(last)) one.tensors[extra + name.substr(last.size())] = tensor;
+  const int64_t hidden = one.config.at("hidden_size");
+  std::mt19937_64 random(1);
+  for (const char* norm : {"enorm", "hnorm", "shared_head.norm"})
+    one.tensors[extra + norm + ".weight"] = test::random_tensor({hidden}, 1.0f, random);
+  one.tensors[extra + "eh_proj.weight"] = test::random_tensor({hidden, 2 * hidden}, 1.0f, random);
+  one.expect_same(one.arrays());
+}
+
+TEST_F(MegatronReaderTest, TiedHeadsMayBeStoredTwice) {
+  Model one = model("llama");
+  one.config["tie_word_embeddings"] = true;
+  one.tensors.erase("lm_head.weight");
+  StoredTensors arrays = one.arrays();
+  one.expect_same(arrays);
+  arrays["output_layer.weight"] = arrays.at("embedding.word_embeddings.weight");
+  one.expect_same(arrays);
+  arrays["output_layer.weight"].bytes[0] ^= 1;
+  expect_error(ErrorKind::kData, "embeddings are tied", [&] { one.open(arrays); });
+}
+
+TEST_F(MegatronReaderTest, OnlyTheRowsWantedAreRead) {
+  const Model one = model("llama");
+  auto store = std::make_unique<test::MemoryArrays>(one.arrays());
+  const test::MemoryArrays& counted = *store;
+  const auto reader =
+      open_megatron(std::move(store), "memory", one.folder, one.config, layers::describe_model(layers::Config(one.config, "config.json")));
+  const checkpoint::TensorEntry& entry = reader->at("model.layers.1.self_attn.q_proj.weight");
+  std::vector<std::byte> rows(static_cast<size_t>(20 * entry.row_bytes()));
+  const int64_t before = counted.bytes_read();
+  reader->read_rows(entry, 6, 26, rows.data());
+  EXPECT_EQ(counted.bytes_read() - before, 20 * entry.row_bytes());
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(rows.data()), rows.size()), test::rows_of(one.tensors.at(entry.name), 6, 20).bytes);
+}
+
+TEST_F(MegatronReaderTest, WhatDoesNotFitIsRefused) {
+  const Model one = model("llama");
+  const auto refused = [&](const std::string& words, const std::function<void(StoredTensors&)>& edit) {
+    StoredTensors arrays = one.arrays();
+    edit(arrays);
+    expect_error(ErrorKind::kData, words, [&] { one.open(arrays); });
+  };
+  refused("no place for: decoder.layers.0.adapter.weight",
+          [](StoredTensors& arrays) { arrays["decoder.layers.0.adapter.weight"] = test::ones(1); });
+  refused("has no array for tensor model.layers.1.mlp.down_proj.weight",
+          [](StoredTensors& arrays) { arrays.erase("decoder.layers.1.mlp.linear_fc2.weight"); });
+  refused("has no array embedding.word_embeddings.weight", [](StoredTensors& arrays) { arrays = {{"state", test::ones(1)}}; });
+  refused("holds no weights", [](StoredTensors& arrays) { arrays.clear(); });
+  refused("are the same part of the model",
+          [](StoredTensors& arrays) { arrays["module.output_layer.weight"] = arrays.at("output_layer.weight"); });
+  refused("has the shape [1]", [](StoredTensors& arrays) { arrays["decoder.final_layernorm.weight"] = test::ones(1); });
+  StoredTensors with_states = one.arrays();
+  with_states["decoder.layers.0.mlp.linear_fc1._extra_state"] = test::ones(1);
+  with_states["rotary_pos_emb.inv_freq"] = test::ones(4);
+  one.expect_same(with_states);
+}
+
+}  // namespace
+}  // namespace ptq::runner
