@@ -98,7 +98,7 @@ TEST_F(MegatronSource, IsTheSameAtAnyNumberOfRanks) {
 
 TEST_F(MegatronSource, IsQuantizedToTheBytesOfItsHuggingFaceForm) {
   folder_.write("data.jsonl", random_documents(4, 32, 100));
-  for (const std::string preset : {"fp8", "nvfp4"}) {
+  for (const std::string preset : {"fp8", "nvfp4", "int4_awq"}) {
     write_recipe(config_of("llama"), folder_ / "data.jsonl", 4, 32, preset);
     const std::string wanted = quantize(preset, 1, {});
     for (const std::string path : {"bridge_llama", "nemo2_llama", "mcore_llama_tp2"}) {
