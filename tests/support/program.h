@@ -10,7 +10,7 @@ namespace ptq::test {
 
 struct ProgramOptions {
   int ranks = 1;  ///< more than one: under mpirun
-  int timeout_seconds = 60;
+  int timeout_seconds = 150;
   std::string input;  ///< its standard input; a short text
 };
 
