@@ -101,8 +101,12 @@ void replace_text(const std::string& path, const std::string& text) {
 
 void make_folder(const std::string& path) {
   std::error_code failed;
-  fs::create_directories(path, failed);
+  if (fs::is_directory(path, failed)) return;
+  const std::string parent = parent_folder(path);
+  if (parent != path) make_folder(parent);
+  fs::create_directory(path, failed);
   check(failed, "mkdir", path);
+  sync_folder(parent);
 }
 
 void copy_file(const std::string& from, const std::string& to) {

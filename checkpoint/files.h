@@ -21,7 +21,7 @@ std::string json_words(const nlohmann::json::exception& error);
 void write_text(const std::string& path, const std::string& text);
 /// Writes it beside `path` and renames, both fsynced: who reads sees the old text or the new one, also after a power failure.
 void replace_text(const std::string& path, const std::string& text);
-/// Makes a folder (and its parents); fine if it is there.
+/// Makes a folder (and its parents), there also after a power failure; fine if it is there.
 void make_folder(const std::string& path);
 /// Copies a file's bytes and fsyncs the copy; makes parent folders.
 void copy_file(const std::string& from, const std::string& to);

@@ -34,6 +34,7 @@ void ShardWriter::create(const std::string& folder, const OutputLayout& layout) 
     write_at(fd.get(), path, 0, shard.header.data(), static_cast<int64_t>(shard.header.size()));
     sync_file(fd.get(), path);
   }
+  sync_folder(folder);  // a run that is gone on with relies on these files
 }
 
 ShardWriter ShardWriter::open(const std::string& folder, const OutputLayout& layout) {
