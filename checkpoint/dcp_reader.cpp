@@ -20,13 +20,15 @@ bool is_hf_name(std::string_view name) {
 }
 }  // namespace
 
-bool DcpReader::accepts(const std::string& path) { return TorchDistStore::accepts(path) && !exists(path + "/metadata.json"); }
+bool DcpReader::accepts(const std::string& path) {
+  return exists(path + "/" + TorchDistStore::kMetadata) && !exists(path + "/metadata.json");
+}
 
 std::unique_ptr<Reader> DcpReader::open(const std::string& folder) { return std::unique_ptr<Reader>(new DcpReader(folder)); }
 
 /// A prefix counts where what follows it is a Hugging Face name: "model.model.layers..." has one, "model.layers..." has none. What does not
 /// have it then (an optimizer, a second model) does not belong to the model.
-DcpReader::DcpReader(const std::string& folder) : store_(TorchDistStore::open(folder)) {
+DcpReader::DcpReader(const std::string& folder) : store_(TorchDistStore::open(folder_files(folder), folder)) {
   folder_ = folder;
   bool has_hf_names = false;
   for (const auto& [name, array] : store_->arrays()) {

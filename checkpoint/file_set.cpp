@@ -31,6 +31,12 @@ FileSet files_below(const FileSet& files, const std::string& folder) {
   return below;
 }
 
+std::string name_below(const std::string& root, const std::string& path) {
+  if (path == root) return "";
+  require(path.starts_with(root + "/"), "a file of another checkpoint");
+  return path.substr(root.size() + 1);
+}
+
 std::string read_slice(const FileSlice& slice, int64_t most) {
   if (slice.bytes > most)
     throw data_error("the file has " + std::to_string(slice.bytes) + " bytes, more than any real one", where_of(slice));

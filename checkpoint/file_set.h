@@ -22,6 +22,8 @@ using FileSet = std::map<std::string, FileSlice>;
 FileSet folder_files(const std::string& folder);
 /// Those whose names begin with `folder` and '/', without it. `folder` "" is everything.
 FileSet files_below(const FileSet& files, const std::string& folder);
+/// The name of a file relative to the checkpoint at `root`, the folder it is in or the archive it is (which then is called "").
+std::string name_below(const std::string& root, const std::string& path);
 /// All of a small file. Throws a data Error when it has more than `most` bytes, or its file fewer than it should.
 std::string read_slice(const FileSlice& slice, int64_t most);
 /// What an error calls it: the path, and for a part of a file where in it.

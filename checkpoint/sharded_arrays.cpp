@@ -1,11 +1,10 @@
 #include "checkpoint/sharded_arrays.h"
 
 #include <cstring>
-#include <filesystem>
 #include <set>
 #include <utility>
 
-#include "checkpoint/file_descriptor.h"
+#include "checkpoint/file_set.h"
 #include "checkpoint/reader.h"
 #include "kernels/core/error.h"
 
@@ -61,15 +60,6 @@ struct ShardedArrays::Target {
   std::byte* out;
 };
 
-ShardedArrays::ShardedArrays(const std::string& path)
-    : root_((std::filesystem::is_directory(path) ? path : parent_folder(path)) + "/"), open_(root_.substr(0, root_.size() - 1)) {
-  path_ = path;
-}
-
-std::string ShardedArrays::below_root(const std::string& file) const {
-  return file.starts_with(root_) ? file.substr(root_.size()) : std::filesystem::path(file).lexically_relative(root_).string();
-}
-
 void ShardedArrays::add_array(ArrayEntry array, std::vector<Shard> shards) {
   std::vector<Box> boxes;
   for (const Shard& shard : shards) boxes.push_back(shard.box);
@@ -82,7 +72,7 @@ void ShardedArrays::add_array(ArrayEntry array, std::vector<Shard> shards) {
 std::vector<std::string> ShardedArrays::files() const {
   std::set<std::string> names;
   for (const auto& [name, stored] : stored_)
-    for (const Shard& shard : stored.shards) names.insert(shard.file == path_ ? "" : below_root(shard.file));
+    for (const Shard& shard : stored.shards) names.insert(name_below(path_, shard.file));
   return {names.begin(), names.end()};
 }
 
@@ -121,7 +111,7 @@ void ShardedArrays::read_part(const Shard& shard, const Box& box, const Target& 
   const bool is_run = run_dimensions(sizes, shard.strides, target.strides) == sizes.size();
   std::vector<std::byte> buffer(is_run ? 0 : static_cast<size_t>(span * width));
   std::byte* const into = is_run ? target.out + to * width : buffer.data();
-  if (open_.open(below_root(shard.file))->read(shard.offset + first * width, into, span * width) != span * width)
+  if (open_.open(name_below(path_, shard.file))->read(shard.offset + first * width, into, span * width) != span * width)
     throw data_error("the file ends inside array " + quoted_name(target.array.name), shard.file, "copy the checkpoint again, completely");
   if (!is_run) copy_box(buffer.data(), shard.strides, target.out + to * width, target.strides, sizes, width);
   bytes_read_ += wanted * width;

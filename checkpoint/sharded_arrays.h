@@ -28,7 +28,7 @@ class ShardedArrays : public ArrayStore {
 
  protected:
   /// `path`: the folder or the archive that all shards' files are in, or are.
-  explicit ShardedArrays(const std::string& path);
+  explicit ShardedArrays(const std::string& path) : open_(path) { path_ = path; }
   /// Throws a data Error unless the shards tile the array: none outside it, no two overlapping, nothing left out.
   void add_array(ArrayEntry array, std::vector<Shard> shards);
 
@@ -39,9 +39,7 @@ class ShardedArrays : public ArrayStore {
     ChunkGrid grid;
   };
   void read_part(const Shard& shard, const Box& box, const Target& target) const;
-  std::string below_root(const std::string& file) const;
 
-  std::string root_;  ///< the folder, or that of the archive, with a '/' behind it
   std::map<std::string, Stored> stored_;
   mutable OpenFiles open_;
 };

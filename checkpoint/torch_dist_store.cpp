@@ -1,11 +1,9 @@
 #include "checkpoint/torch_dist_store.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <set>
 #include <utility>
 
-#include "checkpoint/files.h"
 #include "checkpoint/reader.h"
 #include "checkpoint/zstd_text.h"
 #include "kernels/core/error.h"
@@ -13,7 +11,6 @@
 namespace ptq::checkpoint {
 
 namespace {
-constexpr const char* kMetadata = ".metadata";
 constexpr const char* kCopyAgain = "copy the checkpoint again, completely";
 /// What a file of torch.save around one tensor may have besides the tensor's bytes.
 constexpr int64_t kShardOverhead = int64_t{1} << 20;
@@ -37,38 +34,36 @@ std::string first_names(const std::set<std::string>& names) {
 }
 }  // namespace
 
-bool TorchDistStore::accepts(const std::string& folder) { return exists(folder + "/" + kMetadata); }
-
-std::unique_ptr<TorchDistStore> TorchDistStore::open(const std::string& folder) {
-  std::unique_ptr<TorchDistStore> store(new TorchDistStore(folder));  // make_unique cannot reach the private constructor
-  const std::string path = folder + "/" + kMetadata;
-  const ByteSlice text = ByteSlice::of_file(path);
-  if (text.bytes() > static_cast<int64_t>(PickleOptions().max_bytes))
-    throw data_error("the metadata has " + std::to_string(text.bytes()) + " bytes, more than any checkpoint's", path);
-  TorchDistMetadata metadata = parse_torch_dist_metadata(text.text(0, text.bytes()), path);
-  store->files_ = std::move(metadata.files);
+std::unique_ptr<TorchDistStore> TorchDistStore::open(const FileSet& files, const std::string& path) {
+  std::unique_ptr<TorchDistStore> store(new TorchDistStore(path));  // make_unique cannot reach the private constructor
+  const FileSlice& description = files.at(kMetadata);
+  store->metadata_ = store->part(description, kMetadata);
+  const std::string& where = store->metadata_.where;
+  TorchDistMetadata metadata = parse_torch_dist_metadata(read_slice(description, static_cast<int64_t>(PickleOptions().max_bytes)), where);
   for (TorchDistMetadata::Array& array : metadata.arrays) {
     std::vector<Box> boxes;
     for (const TorchDistChunk& chunk : array.chunks) boxes.push_back(chunk.box);
     const std::string name = array.entry.name;
     Stored& stored = store->stored_[name];
-    stored.grid = ChunkGrid(array.entry.shape, boxes, name, path);
+    stored.grid = ChunkGrid(array.entry.shape, boxes, name, where);
     stored.chunks = std::move(array.chunks);
     store->arrays_.emplace(name, std::move(array.entry));
   }
-  store->check_files();
+  store->find_parts(files, metadata.files);
   return store;
 }
 
-TorchDistStore::TorchDistStore(const std::string& folder) : open_(folder) { path_ = folder; }
+TorchDistStore::Part TorchDistStore::part(const FileSlice& file, const std::string& name) const {
+  return {name_below(path_, file.path), file.path == path_ ? path_ + ": " + name : file.path, file.offset, file.bytes};
+}
 
 /// Every chunk's slice must be there before hours are spent on the others.
-void TorchDistStore::check_files() const {
+void TorchDistStore::find_parts(const FileSet& files, const std::vector<std::string>& names) {
   struct Need {
     int64_t bytes = 0;
     std::set<std::string> arrays;
   };
-  std::vector<Need> needs(files_.size());
+  std::vector<Need> needs(names.size());
   for (const auto& [name, stored] : stored_) {
     for (const TorchDistChunk& chunk : stored.chunks) {
       Need& need = needs[chunk.file];
@@ -76,26 +71,25 @@ void TorchDistStore::check_files() const {
       need.arrays.insert(name);
     }
   }
-  for (size_t i = 0; i < files_.size(); ++i) {
-    const std::string path = open_.path(files_[i]);
-    std::error_code failed;
-    const auto bytes = std::filesystem::file_size(path, failed);
-    if (failed)
-      throw data_error("file " + quoted_name(files_[i]) + " of the checkpoint is missing: it holds parts of " +
+  for (size_t i = 0; i < names.size(); ++i) {
+    const auto found = files.find(names[i]);
+    if (found == files.end())
+      throw data_error("file " + quoted_name(names[i]) + " of the checkpoint is missing: it holds parts of " +
                            std::to_string(needs[i].arrays.size()) + " arrays: " + first_names(needs[i].arrays),
                        path_, kCopyAgain);
-    if (static_cast<int64_t>(bytes) < needs[i].bytes)
-      throw data_error("the file is truncated: it has " + std::to_string(bytes) + " bytes of at least " + std::to_string(needs[i].bytes) +
-                           " and holds parts of " + std::to_string(needs[i].arrays.size()) + " arrays: " + first_names(needs[i].arrays),
-                       path, kCopyAgain);
+    parts_.push_back(part(found->second, names[i]));
+    if (parts_[i].bytes < needs[i].bytes)
+      throw data_error("the file is truncated: it has " + std::to_string(parts_[i].bytes) + " bytes of at least " +
+                           std::to_string(needs[i].bytes) + " and holds parts of " + std::to_string(needs[i].arrays.size()) +
+                           " arrays: " + first_names(needs[i].arrays),
+                       parts_[i].where, kCopyAgain);
   }
 }
 
 std::vector<std::string> TorchDistStore::files() const {
-  std::vector<std::string> names = files_;
-  names.push_back(kMetadata);
-  std::sort(names.begin(), names.end());
-  return names;
+  std::set<std::string> names{metadata_.name};
+  for (const Part& part : parts_) names.insert(part.name);
+  return {names.begin(), names.end()};
 }
 
 const TorchDistStore::Stored& TorchDistStore::stored(const ArrayEntry& array) const {
@@ -108,12 +102,14 @@ std::pair<std::string, int64_t> TorchDistStore::place(const ArrayEntry& array) c
   const std::vector<TorchDistChunk>& chunks = stored(array).chunks;
   const auto first = std::min_element(chunks.begin(), chunks.end(),
                                       [](const TorchDistChunk& a, const TorchDistChunk& b) { return a.box.begin < b.box.begin; });
-  return first == chunks.end() ? std::pair<std::string, int64_t>(kMetadata, 0) : std::pair(files_[first->file], first->offset);
+  if (first == chunks.end()) return {metadata_.name, metadata_.offset};
+  const Part& part = parts_[first->file];
+  return {part.name, part.offset + first->offset};
 }
 
 ByteSlice TorchDistStore::slice(const TorchDistChunk& chunk) const {
-  const std::string& file = files_[chunk.file];
-  return {open_.open(file), open_.path(file), chunk.offset, chunk.bytes};
+  const Part& part = parts_[chunk.file];
+  return {open_.open(part.name), part.where, part.offset + chunk.offset, chunk.bytes};
 }
 
 /// The one tensor of a slice, checked against what the metadata says of it.
@@ -174,7 +170,7 @@ void TorchDistStore::read_box(const ArrayEntry& array, const Shape& begin, const
     if (place >= 0) {
       read = [from = slice(chunk), place](int64_t offset, std::byte* to, int64_t bytes) { from.read(place + offset, to, bytes); };
     } else {
-      read = [from = ByteSlice(decoded(array, chunk), open_.path(files_[chunk.file]))](int64_t offset, std::byte* to, int64_t bytes) {
+      read = [from = ByteSlice(decoded(array, chunk), parts_[chunk.file].where)](int64_t offset, std::byte* to, int64_t bytes) {
         from.read(offset, to, bytes);
       };
     }

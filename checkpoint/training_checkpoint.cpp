@@ -38,18 +38,11 @@ void check_common(const FileSlice& file) {
   if (TorchFile::accepts(slice)) read_megatron_args(TorchFile(slice));
 }
 
-bool has_metadata(const FileSet& files) { return files.contains(".metadata"); }
-
-std::unique_ptr<ArrayStore> open_torch_dist(const FileSet& files, const std::string& path) {
-  const std::string metadata = files.at(".metadata").path;
-  if (metadata == path)
-    throw user_error("the archive holds a torch_dist checkpoint, which is read from a folder only", path,
-                     "tar -xf " + path + " -C FOLDER, and give that folder");
-  return TorchDistStore::open(fs::path(metadata).parent_path().string());
-}
+/// As a function of the type that all stores have.
+std::unique_ptr<ArrayStore> open_torch_dist(const FileSet& files, const std::string& path) { return TorchDistStore::open(files, path); }
 
 constexpr std::array kStores{
-    StoreKind{"torch_dist", has_metadata, open_torch_dist},
+    StoreKind{"torch_dist", TorchDistStore::accepts, open_torch_dist},
     StoreKind{"zarr", ZarrStore::accepts, ZarrStore::open},
     StoreKind{"mp_rank", MegatronLegacyStore::accepts, MegatronLegacyStore::open},
 };

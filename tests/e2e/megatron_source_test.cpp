@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "tests/e2e/recipe_runs.h"
+#include "tests/support/make_tar.h"
 
 namespace ptq::test {
 namespace {
@@ -118,6 +119,21 @@ TEST_F(MegatronSource, IsQuantizedToTheBytesOfItsHuggingFaceForm) {
     words.emplace_back("parallel.tensor=2");
     expect_same_output(wanted, quantize(preset + "_at_two", 2, words));
   }
+}
+
+TEST_F(MegatronSource, OfTorchDistMayLieInAnArchive) {
+  const std::string weights = formats_ + "mcore_llama_tp2/iter_0000005";
+  std::string archive = tar_header("./", 0, '5') + tar_member("./model_config.yaml", "precision: bf16\n");
+  for (const auto& file : fs::directory_iterator(weights))
+    archive += tar_member("./model_weights/" + file.path().filename().string(), read_file(file.path()));
+  const std::string path = folder_.write("model.nemo", archive + tar_end());
+  const StoredTensors wanted = read_tensors(config_of("llama") + "/model.safetensors");
+
+  EXPECT_TRUE(read_tensors(convert("archived", path, "llama", 1)) == wanted);
+  EXPECT_TRUE(read_tensors(convert("archived_two", path, "llama", 2, {"parallel.tensor=2"})) == wanted);
+  const ProgramResult result = run_program({"inspect", path, "--json"});
+  expect_success(result);
+  EXPECT_EQ(Json::parse(result.out, nullptr, false).value("format", ""), "NeMo 1 torch_dist");
 }
 
 TEST_F(MegatronSource, IsNamedByInspect) {

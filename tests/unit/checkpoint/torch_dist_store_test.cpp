@@ -9,8 +9,10 @@
 #include <thread>
 
 #include "checkpoint/reader.h"
+#include "checkpoint/tar_index.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/make_dist_checkpoint.h"
+#include "tests/support/make_tar.h"
 #include "tests/support/model_files.h"
 #include "tests/support/shared_folder.h"
 
@@ -21,6 +23,8 @@ using test::byte_chunk;
 using test::DistArray;
 using test::DistChunk;
 using test::expect_error;
+
+std::unique_ptr<TorchDistStore> open(const std::string& folder) { return TorchDistStore::open(folder_files(folder), folder); }
 
 std::string read(const TorchDistStore& store, const ArrayEntry& array, const Shape& begin, const Shape& sizes) {
   std::string bytes(static_cast<size_t>(element_count(sizes) * dtype_bytes(array.dtype)), '?');
@@ -67,7 +71,7 @@ TEST(TorchDistStore, PlainCheckpointsHoldTheExpectedTensors) {
   PTQ_NEEDS_SHARED(shared);
   const std::string inputs = shared + "/fixtures/input_formats/";
   const test::StoredTensors expected = test::read_tensors(inputs + "hf/llama");
-  const auto store = TorchDistStore::open(inputs + "dcp_llama_w2");
+  const auto store = open(inputs + "dcp_llama_w2");
 
   ASSERT_EQ(store->arrays().size(), expected.size());
   for (const auto& [name, tensor] : expected) {
@@ -86,7 +90,7 @@ TEST(TorchDistStore, BoxesAcrossChunkBordersAreCutsOfTheWhole) {
   for (const char* folder :
        {"mcore_llama_tp2/iter_0000005", "mcore_qwen3moe_ep2/iter_0000005", "mcore_dsv3_ep2/iter_0000005", "dcp_llama_w2"}) {
     SCOPED_TRACE(folder);
-    expect_boxes_are_cuts(*TorchDistStore::open(inputs + folder), 8);
+    expect_boxes_are_cuts(*open(inputs + folder), 8);
   }
 }
 
@@ -94,7 +98,7 @@ TEST(TorchDistStore, StackedLayersHoldTheExpectedTensors) {
   PTQ_NEEDS_SHARED(shared);
   const std::string inputs = shared + "/fixtures/input_formats/";
   const test::StoredTensors expected = test::read_tensors(inputs + "hf/llama");
-  const auto store = TorchDistStore::open(inputs + "mcore_llama_tp2/iter_0000005");
+  const auto store = open(inputs + "mcore_llama_tp2/iter_0000005");
 
   const ArrayEntry& down = store->arrays().at("decoder.layers.mlp.linear_fc2.weight");
   const ArrayEntry& gate_up = store->arrays().at("decoder.layers.mlp.linear_fc1.weight");
@@ -131,7 +135,7 @@ TEST(TorchDistStore, ChunksArePutWhereTheyBelong) {
   write_dist_checkpoint(folder, {sound_array(), scalar, ragged, optimizer, {"none", "float32", {0, 5}, {}}},
                         {test::pickled("all_local_plans"), test::pickled_list({test::pickled_call("m f", {})})});
   std::filesystem::remove(folder / "__0_9.distcp");
-  const auto store = TorchDistStore::open(folder.path());
+  const auto store = open(folder.path());
 
   EXPECT_EQ(store->arrays().size(), 4u);
   EXPECT_EQ(read_whole(*store, "w"), "aabbbbaabbbbaabbbbccdddd");
@@ -153,25 +157,69 @@ TEST(TorchDistStore, CompressedAndTransposedChunksAreDecoded) {
   array.chunks[1].slice =
       test::torch_file(test::pickled_tensor(test::pickled_storage("torch ByteStorage", "0", 6), 0, {2, 3}, {1, 2}), {"adbecf"});
   write_dist_checkpoint(folder, {array});
-  const auto store = TorchDistStore::open(folder.path());
+  const auto store = open(folder.path());
 
   EXPECT_EQ(read_whole(*store, "w"), "aaaaaaabcdef");
   expect_boxes_are_cuts(*store, 100);
 
   array.chunks[0].slice = packed.substr(0, packed.size() - 3);
   write_dist_checkpoint(folder, {array});
-  expect_error(ErrorKind::kData, "ends early", [&] { read_whole(*TorchDistStore::open(folder.path()), "w"); });
+  expect_error(ErrorKind::kData, "ends early", [&] { read_whole(*open(folder.path()), "w"); });
   std::string bomb(ZSTD_compressBound(64 << 20), '\0');
   bomb.resize(ZSTD_compress(bomb.data(), bomb.size(), std::string(64 << 20, 'x').data(), 64 << 20, 3));
   array.chunks[0].slice = bomb;
   write_dist_checkpoint(folder, {array});
-  expect_error(ErrorKind::kData, "larger than it should be", [&] { read_whole(*TorchDistStore::open(folder.path()), "w"); });
+  expect_error(ErrorKind::kData, "larger than it should be", [&] { read_whole(*open(folder.path()), "w"); });
+}
+
+/// The files of a folder as members of an archive below model_weights/.
+std::string archived(const test::TemporaryFolder& folder, const std::vector<std::string>& names) {
+  std::string archive = test::tar_member("./model_config.yaml", "precision: bf16");
+  for (const std::string& name : names) archive += test::tar_member("./model_weights/" + name, test::read_file(folder / name));
+  return folder.write("a.nemo", archive + test::tar_end());
+}
+std::unique_ptr<TorchDistStore> open_archive(const std::string& path) {
+  return TorchDistStore::open(files_below(index_tar(path), "model_weights"), path);
+}
+
+TEST(TorchDistStore, MayLieInAnArchive) {
+  const test::TemporaryFolder folder;
+  write_dist_checkpoint(folder, {sound_array(), {"none", "float32", {0, 5}, {}}});
+  const std::string path = archived(folder, {"__1_0.distcp", ".metadata", "__0_0.distcp"});
+  const FileSet members = files_below(index_tar(path), "model_weights");
+  const auto store = TorchDistStore::open(members, path);
+
+  EXPECT_EQ(read_whole(*store, "w"), "aabbbbaabbbbaabbbbccdddd");
+  expect_boxes_are_cuts(*store, 100);
+  EXPECT_EQ(store->files(), (std::vector<std::string>{""}));
+  EXPECT_EQ(store->place(store->arrays().at("w")), std::pair(std::string(), members.at("__0_0.distcp").offset));
+  EXPECT_EQ(store->place(store->arrays().at("none")), std::pair(std::string(), members.at(".metadata").offset));
+
+  // Of the member alone: that other bytes follow it in the archive does not make it longer.
+  folder.write("__1_0.distcp", test::read_file(folder / "__1_0.distcp").substr(0, 1000));
+  expect_error(ErrorKind::kData, "a.nemo: __1_0.distcp", [&] {
+    open_archive(archived(folder, {"__1_0.distcp", ".metadata", "__0_0.distcp"}));
+  });
+  expect_error(ErrorKind::kData, "'__1_0.distcp' of the checkpoint is missing: it holds parts of 1 arrays: 'w'", [&] {
+    open_archive(archived(folder, {".metadata", "__0_0.distcp"}));
+  });
+}
+
+TEST(TorchDistStore, FilesInAFolderBelowAreCalledByTheirWholeNames) {
+  const test::TemporaryFolder folder;
+  write_dist_checkpoint(folder, {sound_array()});
+  const auto files = folder_files(folder.path());
+  const std::string root = std::filesystem::path(folder.path()).parent_path().string(), below = folder.path().substr(root.size() + 1);
+  const auto store = TorchDistStore::open(files, root);
+
+  EXPECT_EQ(store->files(), (std::vector<std::string>{below + "/.metadata", below + "/__0_0.distcp", below + "/__1_0.distcp"}));
+  EXPECT_EQ(read_whole(*store, "w"), "aabbbbaabbbbaabbbbccdddd");
 }
 
 TEST(TorchDistStore, ThreadsReadTogether) {
   const test::TemporaryFolder folder;
   write_dist_checkpoint(folder, {sound_array()});
-  const auto store = TorchDistStore::open(folder.path());
+  const auto store = open(folder.path());
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i)
     threads.emplace_back([&] {
@@ -185,7 +233,7 @@ void expect_refused(const std::string& words, const std::function<void(DistArray
   DistArray array = sound_array();
   change(array);
   write_dist_checkpoint(folder, {array});
-  expect_error(ErrorKind::kData, words, [&] { read_whole(*TorchDistStore::open(folder.path()), array.name); });
+  expect_error(ErrorKind::kData, words, [&] { read_whole(*open(folder.path()), array.name); });
 }
 
 TEST(TorchDistStore, ChunksThatDoNotTileTheirArrayAreRefused) {
@@ -226,19 +274,19 @@ TEST(TorchDistStore, AMissingFileIsReportedWithTheArraysItHolds) {
 
   expect_error(ErrorKind::kData,
                "'a.distcp' of the checkpoint is missing: it holds parts of 4 arrays: 'layer.0', 'layer.1', 'layer.2' and 1 more",
-               [&] { TorchDistStore::open(folder.path()); });
+               [&] { open(folder.path()); });
   folder.write("a.distcp", "short");
-  expect_error(ErrorKind::kData, "truncated", [&] { TorchDistStore::open(folder.path()); });
+  expect_error(ErrorKind::kData, "truncated", [&] { open(folder.path()); });
 }
 
 TEST(TorchDistStore, MetadataThatIsNoneOrNamesAnArrayTwiceIsRefused) {
   const test::TemporaryFolder folder;
   folder.write(".metadata", "N.");
-  expect_error(ErrorKind::kData, "does not describe", [&] { TorchDistStore::open(folder.path()); });
+  expect_error(ErrorKind::kData, "does not describe", [&] { open(folder.path()); });
   folder.write(".metadata", "not a pickle");
-  expect_error(ErrorKind::kData, "pickle", [&] { TorchDistStore::open(folder.path()); });
+  expect_error(ErrorKind::kData, "pickle", [&] { open(folder.path()); });
   write_dist_checkpoint(folder, {sound_array(), sound_array()});
-  expect_error(ErrorKind::kData, "names 'w' twice", [&] { TorchDistStore::open(folder.path()); });
+  expect_error(ErrorKind::kData, "names 'w' twice", [&] { open(folder.path()); });
 }
 
 TEST(ChunkGrid, ManyChunksAreCheckedQuicklyAndIrregularOnesRefused) {
