@@ -19,6 +19,18 @@ class RecipeRuns : public ::testing::Test {
     expect_success(last_);
     return output;
   }
+  /// A conversion of `path` that must end with one error of these words and this exit code, and leave nothing. `config`: model.config, if
+  /// any.
+  void expect_refused(const std::string& path, const std::string& config, int exit_code, const std::string& words) {
+    write_recipe(path, "[]", 1, 1, "none");
+    std::vector<std::string> arguments{folder_ / "recipe.yaml", "output.path=" + folder_ / "refused"};
+    if (!config.empty()) arguments.push_back("model.config=" + config);
+    const ProgramResult result = run_program(arguments);
+    EXPECT_EQ(result.exit_code, exit_code) << result.report();
+    EXPECT_EQ(result.errors().size(), 1u) << result.report();
+    EXPECT_NE(result.err.find(words), std::string::npos) << "expected: " << words << "\n" << result.report();
+    for (const char* left : {"refused", "refused.work"}) EXPECT_FALSE(std::filesystem::exists(folder_ / left));
+  }
   static void expect_same_output(const std::string& one, const std::string& other) {
     const auto sums = file_sums(one), other_sums = file_sums(other);
     EXPECT_GE(sums.size(), 2u);
