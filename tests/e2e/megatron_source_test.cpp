@@ -4,6 +4,8 @@
 #include <filesystem>
 
 #include "tests/e2e/recipe_runs.h"
+#include "tests/support/make_dist_checkpoint.h"
+#include "tests/support/make_rank_file.h"
 
 namespace ptq::test {
 namespace {
@@ -193,6 +195,26 @@ TEST_F(MegatronSource, WithFilesOfSomeRanksOnlyIsRefused) {
 
   folder_.write("mcore/latest_checkpointed_iteration.txt", "6");
   expect_refused(folder_ / "mcore", config_of("llama"), 3, "the latest checkpoint is iter_0000006");
+}
+
+TEST_F(MegatronSource, WithArgsOfMoreTensorRanksThanFilesIsRefused) {
+  const std::string file = rank_file({.tensor = 4}, {{{"decoder.final_layernorm.weight", {2}, "nn"}}});
+  folder_.write("ranks/mp_rank_00/model_optim_rng.pt", file);
+  folder_.write("ranks/mp_rank_01/model_optim_rng.pt", file);
+  expect_refused(folder_ / "ranks", config_of("llama"), 3, "tensor_model_parallel_size = 4, but there are the files of 2");
+}
+
+TEST_F(MegatronSource, OfAnOptimizerAloneIsRefused) {
+  folder_.write("ranks/mp_rank_00/distrib_optim.pt", "not looked at");
+  folder_.write("ranks/mp_rank_01/distrib_optim.pt", "not looked at");
+  expect_refused(folder_ / "ranks", config_of("llama"), 2,
+                 "holds no weights of a model, only 'mp_rank_00/distrib_optim.pt', 'mp_rank_01/distrib_optim.pt'");
+
+  const auto state = [](const std::string& name) { return DistArray{name, "uint8", {4}, {byte_chunk({0}, {4}, "__0_0.distcp", 'x')}}; };
+  write_dist_checkpoint(folder_, {state("optimizer.state.exp_avg.w"), state("chained_1.optimizer.state.exp_avg.w")});
+  folder_.write("metadata.json", R"({"sharded_backend": "torch_dist", "sharded_backend_version": 1})");
+  expect_refused(folder_.path(), config_of("llama"), 2,
+                 "holds no weights of a model, only 'optimizer.state.exp_avg.w', 'chained_1.optimizer.state.exp_avg.w', 'step'");
 }
 
 TEST_F(MegatronSource, CompressedIsRefusedWithTheCommandThatHelps) {
