@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <optional>
+#include <set>
 #include <string_view>
 #include <utility>
 
@@ -50,25 +51,33 @@ std::optional<Numbered> number_after(const std::string& name, std::string_view m
 
 using Tensors = std::map<std::string, TorchTensor>;
 
+/// A state dict: its tensors, and the names of what else it holds.
+struct RankModel {
+  Tensors tensors;
+  std::vector<std::string> others;
+};
+
 /// The state dict of one rank, or each of its chunks where stages hold several: 'model', 'model0', 'model1', ...; NeMo's files are one.
-std::vector<Tensors> read_models(const TorchFile& file) {
+std::vector<RankModel> read_models(const TorchFile& file) {
   std::vector<PickleValue> dicts;
   if (const PickleValue model = file.find({"model"})) dicts.push_back(model);
   for (int chunk = 0; dicts.size() == static_cast<size_t>(chunk); ++chunk)
     if (const PickleValue model = file.find({"model" + std::to_string(chunk)})) dicts.push_back(model);
   if (dicts.empty()) dicts.push_back(file.find({"state_dict"}) ? file.find({"state_dict"}) : file.root());
-  std::vector<Tensors> models;
+  std::vector<RankModel> models;
   for (const PickleValue& dict : dicts) {
-    Tensors tensors;
+    RankModel read;
     for (const auto& [key, value] : dict.entries()) {
       const std::string name = without_prefix(key.text().value_or(""));
       if (name == "language_model" || name.starts_with("language_model."))
         throw user_error("the checkpoint is of a model from before Megatron-core", file.slice().where(),
                          "convert it to Megatron-core's format with Megatron's own tools first");
-      if (name.ends_with("_extra_state") || !TorchFile::is_tensor(value)) continue;
-      tensors[name] = file.tensor(value, name);
+      if (name.ends_with("_extra_state") || !TorchFile::is_tensor(value))
+        read.others.push_back(name);
+      else
+        read.tensors[name] = file.tensor(value, name);
     }
-    models.push_back(std::move(tensors));
+    models.push_back(std::move(read));
   }
   return models;
 }
@@ -108,7 +117,7 @@ std::unique_ptr<ArrayStore> MegatronLegacyStore::open(const FileSet& files, cons
   const auto first = std::find_if(files.begin(), files.end(), [](const auto& file) { return is_megatron_rank_file(file.first); });
   const MegatronArgs args = read_megatron_args(TorchFile(bytes_of(first->second)));
   const MegatronRanks ranks = find_megatron_ranks(files, args, path);
-  std::vector<std::vector<Tensors>> models;  // by rank, by chunk
+  std::vector<std::vector<RankModel>> models;  // by rank, by chunk
   size_t chunks = 0;
   for (const MegatronRank& rank : ranks.ranks) {
     models.push_back(read_models(TorchFile(bytes_of(rank.file))));
@@ -116,6 +125,7 @@ std::unique_ptr<ArrayStore> MegatronLegacyStore::open(const FileSet& files, cons
   }
   // Layers run through the first chunks of all stages, then through the second ones.
   MegatronParts parts;
+  std::set<std::string> others;
   int64_t first_layer = 0;
   for (size_t chunk = 0; chunk < chunks; ++chunk)
     for (int64_t stage = 0; stage < ranks.pipeline; ++stage) {
@@ -123,14 +133,16 @@ std::unique_ptr<ArrayStore> MegatronLegacyStore::open(const FileSet& files, cons
       for (size_t r = 0; r < models.size(); ++r) {
         const MegatronRank& rank = ranks.ranks[r];
         if (rank.pipeline != stage || chunk >= models[r].size()) continue;
-        const Tensors& tensors = models[r][chunk];
+        const auto& [tensors, rest] = models[r][chunk];
         layers = std::max(layers, count_of(tensors, kLayers));
         for (const auto& [local, tensor] : tensors) parts.add(global_name(local, first_layer, rank.expert, tensors), {tensor, rank});
+        for (const std::string& local : rest) others.insert(global_name(local, first_layer, rank.expert, tensors));
       }
       first_layer += layers;
     }
   std::unique_ptr<MegatronLegacyStore> store(new MegatronLegacyStore(path));  // make_unique cannot reach the private constructor
   for (auto& [array, shards] : parts.arrays(ranks, args.experts, path)) store->add_array(array, std::move(shards));
+  store->left_out_.assign(others.begin(), others.end());
   return store;
 }
 

@@ -106,6 +106,8 @@ bool Job::prepare() {
   });
   log_.line(fmt::format("{}: {} with {} layers, {} in {} tensors", recipe_.model_path, source_.spec.family, source_.spec.layers.size(),
                         human_bytes(static_cast<double>(source_.weight_bytes)), source_.reader->tensors().size()));
+  if (!source_.ignored.empty()) log_.line("ignored: " + ignored_words(source_.ignored));
+  record_.ignored = source_.ignored;
   find_activations();
   record_.fingerprint =
       checkpoint::sha256_text(recipes::to_yaml(recipe_, false) + source_.fingerprint + record_.data_fingerprint + recipes::kProgram);

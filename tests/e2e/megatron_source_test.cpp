@@ -135,6 +135,23 @@ TEST_F(MegatronSource, IsNamedByInspect) {
   }
 }
 
+TEST_F(MegatronSource, SaysWhatItIgnored) {
+  const std::string path = formats_ + "legacy_llama_tp2";
+  const Json alone = Json::parse(run_program({"inspect", path, "--json"}).out, nullptr, false);
+  const Json ignored = alone.value("ignored", Json());
+  ASSERT_TRUE(ignored.is_array() && !ignored.empty()) << alone;
+  for (const Json& name : ignored) EXPECT_TRUE(name.get<std::string>().ends_with("_extra_state")) << name;
+  const ProgramResult whole = run_program({"inspect", path, "--config", config_of("llama"), "--json"});
+  EXPECT_EQ(Json::parse(whole.out, nullptr, false).value("ignored", Json()), ignored);
+
+  const std::string words = "ignored: " + std::to_string(ignored.size()) + " arrays or objects that only training needs";
+  const ProgramResult said = run_program({"inspect", path, "--config", config_of("llama")});
+  EXPECT_NE(said.out.find(words), std::string::npos) << said.report();
+  const std::string output = convert("said", path, "llama", 1);
+  EXPECT_NE(last_.err.find(words), std::string::npos) << last_.report();
+  EXPECT_EQ(read_json_file(output + "/ptq-runner/report.json").at("source").at("ignored"), ignored);
+}
+
 TEST_F(MegatronSource, BringsTheTokenizerThatWasSavedWithIt) {
   copy_folder(formats_ + "nemo2_llama", folder_ / "nemo");
   folder_.write("nemo/context/nemo_tokenizer/tokenizer.json", read_file(shipped_llama() + "/tokenizer.json"));

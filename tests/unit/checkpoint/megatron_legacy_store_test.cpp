@@ -115,6 +115,16 @@ TEST_F(MegatronLegacy, RanksThatDoNotFitAreRefused) {
   expect_error(ErrorKind::kData, "has the shape [1] on one rank and [2] on another", [&] { open(); });
 }
 
+TEST_F(MegatronLegacy, WhatIsLeftOutIsNamedOnceForTheWholeModel) {
+  const auto part = [&](const std::string& folder) {
+    rank(folder, rank_file({2, 2}, {{{"decoder.layers.0.input_layernorm.weight", {1}, "n"},
+                                     {"decoder.layers.0.mlp.linear_fc1._extra_state", {1}, "x"}}}));
+  };
+  for (const char* folder : {"mp_rank_00_000", "mp_rank_01_000", "mp_rank_00_001", "mp_rank_01_001"}) part(folder);
+  EXPECT_EQ(open()->left_out(),
+            (std::vector<std::string>{"decoder.layers.0.mlp.linear_fc1._extra_state", "decoder.layers.1.mlp.linear_fc1._extra_state"}));
+}
+
 TEST_F(MegatronLegacy, ModelsFromBeforeMegatronCoreAreRefused) {
   rank("mp_rank_00", rank_file({1, 1, 1}, {{{"language_model.encoder.x", {1}, "n"}}}));
   expect_error(ErrorKind::kUser, "before Megatron-core", [&] { open(); });

@@ -134,6 +134,8 @@ TEST_F(MegatronReaderTest, WhatDoesNotFitIsRefused) {
   with_states["decoder.layers.0.mlp.linear_fc1._extra_state"] = test::ones(1);
   with_states["rotary_pos_emb.inv_freq"] = test::ones(4);
   one.expect_same(with_states);
+  EXPECT_EQ(one.open(with_states)->ignored(),
+            (std::vector<std::string>{"decoder.layers.0.mlp.linear_fc1._extra_state", "rotary_pos_emb.inv_freq"}));
 }
 
 }  // namespace
