@@ -72,7 +72,8 @@ SourceModel open_training(const checkpoint::TrainingCheckpoint& training, const 
   if (!checkpoint::exists(folder + "/config.json"))
     throw user_error(
         config.empty() ? "a " + training.container + " checkpoint, which carries no config.json" : "the folder has no config.json", folder,
-        "set model.config to a folder with the config.json and the tokenizer of this model in Hugging Face's format");
+        "set model.config to a folder with the config.json and the tokenizer of this model in Hugging Face's format; beside a recipe: "
+        "--config");
   SourceModel source;
   take_config(source, folder);
   std::string format;

@@ -135,6 +135,22 @@ TEST_F(MegatronSource, IsNamedByInspect) {
   }
 }
 
+TEST_F(MegatronSource, IsEvaluatedAsItsHuggingFaceForm) {
+  const std::string config = config_of("llama"), ids = folder_.write("data.jsonl", random_documents(4, 32, 100));
+  const Json wanted = evaluate({"--model", config, "--text", ids});
+  for (const char* path : {"mcore_llama_tp2", "legacy_llama_tp2"}) {
+    SCOPED_TRACE(path);
+    const Json found = evaluate({"--model", formats_ + path, "--config", config, "--text", ids});
+    EXPECT_EQ(found.at("perplexity"), wanted.at("perplexity"));
+    EXPECT_EQ(found.at("tokens"), wanted.at("tokens"));
+  }
+  const Json compared = evaluate({"--model", config, "--reference", formats_ + "nemo2_llama", "--reference-config", config, "--text", ids});
+  EXPECT_EQ(compared.at("reference_perplexity"), wanted.at("perplexity"));
+  EXPECT_EQ(compared.at("kl").get<double>(), 0.0);
+  const ProgramResult without = run_program({"evaluate", "--model", formats_ + "mcore_llama_tp2", "--text", ids});
+  EXPECT_EQ(without.exit_code, 2) << without.report();
+}
+
 TEST_F(MegatronSource, SaysWhatItIgnored) {
   const std::string path = formats_ + "legacy_llama_tp2";
   const Json alone = Json::parse(run_program({"inspect", path, "--json"}).out, nullptr, false);
