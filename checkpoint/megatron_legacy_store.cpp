@@ -20,10 +20,6 @@ namespace {
 
 constexpr std::string_view kLayers = "decoder.layers.";
 
-ByteSlice bytes_of(const FileSlice& file) {
-  return {std::make_shared<const WeightFile>(file.path), where_of(file), file.offset, file.bytes};
-}
-
 std::string without_prefix(std::string_view name) {
   for (const std::string_view prefix : {"module.", "model.", "module."})
     if (name.starts_with(prefix)) name.remove_prefix(prefix.size());
@@ -115,12 +111,12 @@ bool MegatronLegacyStore::accepts(const FileSet& files) {
 
 std::unique_ptr<ArrayStore> MegatronLegacyStore::open(const FileSet& files, const std::string& path) {
   const auto first = std::find_if(files.begin(), files.end(), [](const auto& file) { return is_megatron_rank_file(file.first); });
-  const MegatronArgs args = read_megatron_args(TorchFile(bytes_of(first->second)));
+  const MegatronArgs args = read_megatron_args(TorchFile(ByteSlice::of_slice(first->second)));
   const MegatronRanks ranks = find_megatron_ranks(files, args, path);
   std::vector<std::vector<RankModel>> models;  // by rank, by chunk
   size_t chunks = 0;
   for (const MegatronRank& rank : ranks.ranks) {
-    models.push_back(read_models(TorchFile(bytes_of(rank.file))));
+    models.push_back(read_models(TorchFile(ByteSlice::of_slice(rank.file))));
     chunks = std::max(chunks, models.back().size());
   }
   // Layers run through the first chunks of all stages, then through the second ones.

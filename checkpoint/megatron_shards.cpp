@@ -4,6 +4,7 @@
 #include <array>
 #include <string_view>
 
+#include "checkpoint/megatron_replicas.h"
 #include "checkpoint/reader.h"
 #include "kernels/core/error.h"
 
@@ -136,6 +137,8 @@ std::vector<std::pair<ArrayEntry, std::vector<Shard>>> MegatronParts::arrays(con
           fc2 != parts_.end() && fc2->second.front().tensor.shape.size() == 2 && first.shape[0] == 2 * fc2->second.front().tensor.shape[1];
       shards = is_gated ? gate_and_up(parts, ranks.tensor) : side_by_side(parts, 0);
     } else {
+      // Counters of a rank's own tokens are no weights.
+      if (ends_with_any(name, {"weight", "bias"})) check_replicas(name, parts, path);
       shards.push_back(shard_of(parts.front(), Shape(first.shape.size(), 0)));  // every rank has it whole
     }
     arrays.emplace_back(std::move(array), std::move(shards));

@@ -24,7 +24,7 @@ class MegatronParts {
   /// embeddings, which the last pipeline stage repeats.
   void add(const std::string& name, MegatronPart part);
   /// The whole arrays and their shards. `experts`: of a layer, for tensors that hold all of a rank's experts. Throws a data Error, with
-  /// `path`, for arrays some ranks lack or hold in other shapes.
+  /// `path`, for arrays some ranks lack or hold in other shapes, and for replicas that differ (megatron_replicas.h).
   std::vector<std::pair<ArrayEntry, std::vector<Shard>>> arrays(const MegatronRanks& ranks, int64_t experts, const std::string& path) const;
 
  private:

@@ -34,7 +34,7 @@ struct StoreKind {
 
 /// Refuses what the args of a distributed checkpoint rule out.
 void check_common(const FileSlice& file) {
-  const ByteSlice slice(std::make_shared<const WeightFile>(file.path), where_of(file), file.offset, file.bytes);
+  const ByteSlice slice = ByteSlice::of_slice(file);
   if (TorchFile::accepts(slice)) read_megatron_args(TorchFile(slice));
 }
 

@@ -115,6 +115,26 @@ TEST_F(MegatronLegacy, RanksThatDoNotFitAreRefused) {
   expect_error(ErrorKind::kData, "has the shape [1] on one rank and [2] on another", [&] { open(); });
 }
 
+TEST_F(MegatronLegacy, WhatEveryTensorRankHoldsMustBeTheSame) {
+  // More than a block, so that the difference is in the second one.
+  const int64_t rows = 700'000;
+  const std::string same(static_cast<size_t>(2 * rows), 'r');
+  std::string other = same;
+  other.back() = 's';
+  const auto part = [&](const std::string& router, const std::string& counter) {
+    return rank_file({3}, {{{"decoder.layers.0.mlp.router.weight", {rows, 2}, router},
+                            {"decoder.layers.0.mlp.router.local_tokens_per_expert", {1}, counter}}});
+  };
+  rank("mp_rank_00", part(same, "0"));
+  rank("mp_rank_01", part(same, "1"));
+  rank("mp_rank_02", part(same, "2"));
+  EXPECT_TRUE(all(*open(), "decoder.layers.0.mlp.router.weight") == same);
+  rank("mp_rank_02", part(other, "2"));
+  expect_error(ErrorKind::kData,
+               "array 'decoder.layers.0.mlp.router.weight' is held whole by every tensor rank, but that of rank 2 is not that of rank 0",
+               [&] { open(); });
+}
+
 TEST_F(MegatronLegacy, WhatIsLeftOutIsNamedOnceForTheWholeModel) {
   const auto part = [&](const std::string& folder) {
     rank(folder, rank_file({2, 2}, {{{"decoder.layers.0.input_layernorm.weight", {1}, "n"},
