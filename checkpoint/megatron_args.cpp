@@ -17,11 +17,11 @@ MegatronArgs read_megatron_args(const TorchFile& file) {
   if (number("rotary_interleaved") != 0) throw refuse("--rotary-interleaved");
   if (number("apply_layernorm_1p") != 0 && file.find({"args", "normalization"}).text() == "RMSNorm")
     throw refuse("--apply-layernorm-1p and RMS norms");
-  const MegatronArgs args{number("tensor_model_parallel_size"), number("pipeline_model_parallel_size"),
-                          number("expert_model_parallel_size"), number("num_experts")};
-  const int64_t expert_tensor = number("expert_tensor_parallel_size");
-  if (args.experts > 0 && expert_tensor > 0 && expert_tensor != args.tensor) throw refuse("--expert-tensor-parallel-size");
-  return args;
+  return {.tensor = number("tensor_model_parallel_size"),
+          .pipeline = number("pipeline_model_parallel_size"),
+          .expert = number("expert_model_parallel_size"),
+          .expert_tensor = number("expert_tensor_parallel_size"),
+          .experts = number("num_experts")};
 }
 
 }  // namespace ptq::checkpoint

@@ -104,6 +104,53 @@ TEST_F(MegatronLegacy, ExpertsAreNumberedThroughTheirRanks) {
   }
 }
 
+TEST_F(MegatronLegacy, ExpertsMayBeSharedByFewerTensorRanks) {
+  // Ranks 0 and 1 of two tensor ranks, two ranks of whole experts: each is one of both.
+  const auto part = [&](const std::string& qkv, const std::string& fc1, const std::string& fc2, const std::string& shared) {
+    return rank_file({.tensor = 2, .expert = 2, .experts = 2, .expert_tensor = 1},
+                     {{{"decoder.layers.0.self_attention.linear_qkv.weight", {1, 2}, qkv},
+                       {"decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight", {2, 2}, fc1},
+                       {"decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight", {2, 1}, fc2},
+                       {"decoder.layers.0.mlp.shared_experts.linear_fc2.weight", {2, 1}, shared},
+                       {"decoder.final_layernorm.weight", {2}, "nn"}}});
+  };
+  rank("mp_rank_00_000", part("ab", "gguu", "xy", "02"));
+  rank("mp_rank_01_001", part("cd", "GGUU", "XY", "13"));
+  const auto store = open();
+  const std::string mlp = "decoder.layers.0.mlp.";
+  EXPECT_EQ(all(*store, "decoder.layers.0.self_attention.linear_qkv.weight"), "abcd");
+  EXPECT_EQ(all(*store, mlp + "shared_experts.linear_fc2.weight"), "0123");
+  EXPECT_EQ(all(*store, mlp + "experts.local_experts.0.linear_fc1.weight"), "gguu");
+  EXPECT_EQ(all(*store, mlp + "experts.local_experts.1.linear_fc1.weight"), "GGUU");
+  EXPECT_EQ(store->arrays().at(mlp + "experts.local_experts.1.linear_fc2.weight").shape, (Shape{2, 1}));
+  EXPECT_EQ(all(*store, mlp + "experts.local_experts.1.linear_fc2.weight"), "XY");
+  rank("mp_rank_01_000", part("cd", "GGUU", "XY", "13"));
+  expect_error(ErrorKind::kData, "leave no room for", [&] { open(); });
+}
+
+TEST_F(MegatronLegacy, ExpertsOfFourPartsAreJoinedInTheOrderOfTheirRanks) {
+  // Four tensor ranks, two of an expert's tensors, two of experts: rank r is tensor rank r, part r % 2 of expert r / 2.
+  for (int r = 0; r < 4; ++r) {
+    const std::string number = std::to_string(r);
+    rank("mp_rank_0" + number + "_00" + std::to_string(r / 2),
+         rank_file({.tensor = 4, .expert = 2, .experts = 2, .expert_tensor = 2},
+                   {{{"decoder.layers.0.self_attention.linear_qkv.weight", {1, 1}, number},
+                     {"decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight", {1, 1}, number}}}));
+  }
+  const auto store = open();
+  EXPECT_EQ(all(*store, "decoder.layers.0.self_attention.linear_qkv.weight"), "0123");
+  EXPECT_EQ(all(*store, "decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight"), "01");
+  EXPECT_EQ(all(*store, "decoder.layers.0.mlp.experts.local_experts.1.linear_fc2.weight"), "23");
+}
+
+TEST_F(MegatronLegacy, ExpertsSharedSoThatWeightsAreLostAreRefused) {
+  const Bytes norm{"decoder.final_layernorm.weight", {1}, "n"};
+  rank("mp_rank_00_000", rank_file({.tensor = 4, .expert = 2, .experts = 2, .expert_tensor = 1}, {{norm}}));
+  expect_error(ErrorKind::kUser, "some tensor ranks wrote no mp_rank folder", [&] { open(); });
+  rank("mp_rank_00_000", rank_file({.tensor = 1, .expert = 2, .experts = 2, .expert_tensor = 2}, {{norm}}));
+  expect_error(ErrorKind::kUser, "several ranks wrote other parts of experts into one mp_rank folder", [&] { open(); });
+}
+
 TEST_F(MegatronLegacy, RanksThatDoNotFitAreRefused) {
   const Bytes norm{"decoder.final_layernorm.weight", {1}, "n"};
   rank("mp_rank_00", rank_file({4, 1, 1}, {{norm}}));
