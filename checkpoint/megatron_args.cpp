@@ -13,7 +13,7 @@ MegatronArgs read_megatron_args(const TorchFile& file) {
   constexpr double kFirstVersion = 2.0;
   const PickleValue version = file.find({"checkpoint_version"});
   if (version.real().value_or(kFirstVersion) < kFirstVersion || version.integer().value_or(2) < 2)
-    throw refuse("a Megatron of before 2021");
+    throw refuse("a Megatron of before 2021 (checkpoint_version 0 or 1: queries, keys and values in another order)");
   if (number("rotary_interleaved") != 0) throw refuse("--rotary-interleaved");
   if (number("apply_layernorm_1p") != 0 && file.find({"args", "normalization"}).text() == "RMSNorm")
     throw refuse("--apply-layernorm-1p and RMS norms");

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "checkpoint/megatron_args.h"
+#include "checkpoint/megatron_precore.h"
 #include "checkpoint/megatron_ranks.h"
 #include "checkpoint/megatron_shards.h"
 #include "checkpoint/reader.h"
@@ -51,7 +52,32 @@ using Tensors = std::map<std::string, TorchTensor>;
 struct RankModel {
   Tensors tensors;
   std::vector<std::string> others;
+  std::set<uint32_t> seen;  ///< dictionaries gone through, by their node
 };
+
+/// Models from before Megatron-core: queries, keys and values are grouped as Megatron-core has them since version 2, and no version said is
+/// version 0.
+void check_precore(const TorchFile& file) {
+  if (!file.find({"checkpoint_version"}))
+    throw user_error("the checkpoint is of a model from before Megatron-core and does not say its checkpoint_version", file.slice().where(),
+                     "load it with the Megatron that wrote it and save it again");
+}
+
+/// Adds what a dictionary holds, dictionaries in it only for models from before Megatron-core: there they make up the names.
+void read_state(const TorchFile& file, const PickleValue& dict, const std::string& prefix, int depth, RankModel& read) {
+  constexpr int kDeepest = 3;  // language_model, embedding, word_embeddings
+  for (const auto& [key, value] : dict.entries()) {
+    const std::string name = prefix.empty() ? without_prefix(key.text().value_or("")) : prefix + std::string(key.text().value_or(""));
+    const bool is_precore = is_precore_name(name);
+    if (is_precore && prefix.empty()) check_precore(file);
+    if (is_precore && depth < kDeepest && !TorchFile::is_tensor(value) && !value.entries().empty() && read.seen.insert(value.node()).second)
+      read_state(file, value, name + ".", depth + 1, read);
+    else if (name.ends_with("_extra_state") || !TorchFile::is_tensor(value))
+      read.others.push_back(name);
+    else if (!read.tensors.emplace(core_name(name), file.tensor(value, name)).second)
+      throw data_error("array " + quoted_name(name) + " is there twice", file.slice().where());
+  }
+}
 
 /// The state dict of one rank, or each of its chunks where stages hold several: 'model', 'model0', 'model1', ...; NeMo's files are one.
 std::vector<RankModel> read_models(const TorchFile& file) {
@@ -60,21 +86,8 @@ std::vector<RankModel> read_models(const TorchFile& file) {
   for (int chunk = 0; dicts.size() == static_cast<size_t>(chunk); ++chunk)
     if (const PickleValue model = file.find({"model" + std::to_string(chunk)})) dicts.push_back(model);
   if (dicts.empty()) dicts.push_back(file.find({"state_dict"}) ? file.find({"state_dict"}) : file.root());
-  std::vector<RankModel> models;
-  for (const PickleValue& dict : dicts) {
-    RankModel read;
-    for (const auto& [key, value] : dict.entries()) {
-      const std::string name = without_prefix(key.text().value_or(""));
-      if (name == "language_model" || name.starts_with("language_model."))
-        throw user_error("the checkpoint is of a model from before Megatron-core", file.slice().where(),
-                         "convert it to Megatron-core's format with Megatron's own tools first");
-      if (name.ends_with("_extra_state") || !TorchFile::is_tensor(value))
-        read.others.push_back(name);
-      else
-        read.tensors[name] = file.tensor(value, name);
-    }
-    models.push_back(std::move(read));
-  }
+  std::vector<RankModel> models(dicts.size());
+  for (size_t i = 0; i < dicts.size(); ++i) read_state(file, dicts[i], "", 0, models[i]);
   return models;
 }
 
@@ -129,10 +142,11 @@ std::unique_ptr<ArrayStore> MegatronLegacyStore::open(const FileSet& files, cons
       for (size_t r = 0; r < models.size(); ++r) {
         const MegatronRank& rank = ranks.ranks[r];
         if (rank.pipeline != stage || chunk >= models[r].size()) continue;
-        const auto& [tensors, rest] = models[r][chunk];
+        const RankModel& model = models[r][chunk];
+        const Tensors& tensors = model.tensors;
         layers = std::max(layers, count_of(tensors, kLayers));
         for (const auto& [local, tensor] : tensors) parts.add(global_name(local, first_layer, rank.expert, tensors), {tensor, rank});
-        for (const std::string& local : rest) others.insert(global_name(local, first_layer, rank.expert, tensors));
+        for (const std::string& local : model.others) others.insert(global_name(local, first_layer, rank.expert, tensors));
       }
       first_layer += layers;
     }

@@ -65,4 +65,35 @@ inline std::string rank_file(const RankArgs& args, const std::vector<std::vector
   return torch_file(pickled_dict(entries), storages);
 }
 
+/// One rank's file of a model from before Megatron-core. `tensors`: names below language_model. `is_nested`: embedding, encoder and output
+/// layer are dictionaries of their own, as Megatron saves them; else names are whole. `version`: 0 for none said.
+inline std::string precore_rank_file(const RankArgs& args, const std::vector<RankTensor>& tensors, bool is_nested, int64_t version) {
+  std::vector<std::string> storages, embedding, encoder, output, flat;
+  const auto add = [](std::vector<std::string>& entries, const std::string& name, const std::string& value) {
+    entries.push_back(pickled(name));
+    entries.push_back(value);
+  };
+  for (const RankTensor& tensor : tensors) {
+    const std::string value = pickled_rank_tensor(tensor, storages), &name = tensor.name;
+    if (!is_nested)
+      add(flat, "language_model." + name, value);
+    else if (name.starts_with("encoder."))
+      add(encoder, name.substr(name.find('.') + 1), value);
+    else
+      add(name.starts_with("embedding.") ? embedding : output, name.substr(name.rfind('.') + 1), value);
+  }
+  std::vector<std::string> model, entries;
+  add(model, "word_embeddings", pickled_dict(embedding));
+  const std::string embeddings = pickled_dict(model);
+  model.clear();
+  add(model, "embedding", embeddings);
+  add(model, "encoder", pickled_dict(encoder));
+  add(model, "output_layer", pickled_dict(output));
+  add(entries, "args", pickled_args(args));
+  if (version > 0) add(entries, "checkpoint_version", pickled(version));
+  add(entries, "model",
+      pickled_dict(is_nested ? std::vector<std::string>{pickled(std::string("language_model")), pickled_dict(model)} : flat));
+  return torch_file(pickled_dict(entries), storages);
+}
+
 }  // namespace ptq::test

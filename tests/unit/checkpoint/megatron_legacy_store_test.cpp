@@ -192,9 +192,34 @@ TEST_F(MegatronLegacy, WhatIsLeftOutIsNamedOnceForTheWholeModel) {
             (std::vector<std::string>{"decoder.layers.0.mlp.linear_fc1._extra_state", "decoder.layers.1.mlp.linear_fc1._extra_state"}));
 }
 
-TEST_F(MegatronLegacy, ModelsFromBeforeMegatronCoreAreRefused) {
-  rank("mp_rank_00", rank_file({1, 1, 1}, {{{"language_model.encoder.x", {1}, "n"}}}));
-  expect_error(ErrorKind::kUser, "before Megatron-core", [&] { open(); });
+TEST_F(MegatronLegacy, ModelsFromBeforeMegatronCoreHaveItsNames) {
+  const std::vector<Bytes> tensors{{"embedding.word_embeddings.weight", {1}, "a"},
+                                   {"encoder.layers.12.self_attention.query_key_value.bias", {1}, "b"},
+                                   {"encoder.layers.12.mlp.dense_4h_to_h.weight", {1, 1}, "c"},
+                                   {"encoder.layers.12.post_attention_norm.weight", {1}, "d"},
+                                   {"encoder.final_layernorm.bias", {1}, "e"},
+                                   {"encoder.layers.12.adapter.weight", {1}, "f"},
+                                   {"output_layer.weight", {1}, "g"}};
+  for (const bool is_nested : {true, false}) {
+    rank("mp_rank_00", test::precore_rank_file({}, tensors, is_nested, 2));
+    const auto store = open();
+    EXPECT_EQ(store->arrays().size(), tensors.size());
+    EXPECT_EQ(all(*store, "embedding.word_embeddings.weight"), "a");
+    EXPECT_EQ(all(*store, "decoder.layers.12.self_attention.linear_qkv.bias"), "b");
+    EXPECT_EQ(all(*store, "decoder.layers.12.mlp.linear_fc2.weight"), "c");
+    EXPECT_EQ(all(*store, "decoder.layers.12.pre_mlp_layernorm.weight"), "d");
+    EXPECT_EQ(all(*store, "decoder.final_layernorm.bias"), "e");
+    EXPECT_EQ(all(*store, "language_model.encoder.layers.12.adapter.weight"), "f");
+    EXPECT_EQ(all(*store, "output_layer.weight"), "g");
+  }
+}
+
+TEST_F(MegatronLegacy, ModelsFromBeforeVersionTwoAreRefused) {
+  const std::vector<Bytes> tensors{{"output_layer.weight", {1}, "n"}};
+  rank("mp_rank_00", test::precore_rank_file({}, tensors, true, 1));
+  expect_error(ErrorKind::kUser, "checkpoint_version 0 or 1", [&] { open(); });
+  rank("mp_rank_00", test::precore_rank_file({}, tensors, true, 0));
+  expect_error(ErrorKind::kUser, "does not say its checkpoint_version", [&] { open(); });
 }
 
 }  // namespace

@@ -4,8 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include "checkpoint/megatron_legacy_store.h"
+#include "checkpoint/torch_pickle.h"
 #include "layers/models/models.h"
 #include "tests/support/expect_error.h"
+#include "tests/support/make_rank_file.h"
 #include "tests/support/memory_arrays.h"
 #include "tests/support/shared_folder.h"
 #include "tests/support/temporary_folder.h"
@@ -30,12 +33,14 @@ struct Model {
     const int64_t rows = std::max(kRows, config.at("vocab_size").get<int64_t>());
     return test::to_megatron(tensors, config.value("num_key_value_heads", int64_t{1}), layers, rows);
   }
-  std::unique_ptr<checkpoint::Reader> open(const StoredTensors& stored) const {
-    return open_megatron(std::make_unique<test::MemoryArrays>(stored), "memory", folder, config,
+  std::unique_ptr<checkpoint::Reader> open(std::unique_ptr<checkpoint::ArrayStore> store) const {
+    return open_megatron(std::move(store), "memory", folder, config,
                          layers::describe_model(layers::Config(config, folder + "/config.json")));
   }
-  void expect_same(const StoredTensors& stored) const {
-    const auto reader = open(stored);
+  std::unique_ptr<checkpoint::Reader> open(const StoredTensors& stored) const { return open(std::make_unique<test::MemoryArrays>(stored)); }
+  void expect_same(const StoredTensors& stored) const { expect_same(std::make_unique<test::MemoryArrays>(stored)); }
+  void expect_same(std::unique_ptr<checkpoint::ArrayStore> store) const {
+    const auto reader = open(std::move(store));
     EXPECT_EQ(reader->tensors().size(), tensors.size());
     for (const auto& [name, wanted] : tensors) {
       ASSERT_TRUE(reader->find(name)) << name;
@@ -51,6 +56,34 @@ struct Model {
   StoredTensors tensors;
   int64_t layers;
 };
+
+/// The tensors of a Megatron-core rank's file under the names they had before, newer ones (input_norm) or older ones (input_layernorm).
+std::vector<test::RankTensor> precore_tensors(const std::string& path, bool is_newer) {
+  const std::string norm = is_newer ? "_norm." : "_layernorm.";
+  const std::vector<std::pair<std::string, std::string>> renamed{{"decoder.", "encoder."},
+                                                                 {"final_layernorm.", "final" + norm},
+                                                                 {"input_layernorm.", "input" + norm},
+                                                                 {"pre_mlp_layernorm.", "post_attention" + norm},
+                                                                 {"self_attention.linear_qkv.layer_norm_", "input" + norm},
+                                                                 {"mlp.linear_fc1.layer_norm_", "post_attention" + norm},
+                                                                 {"linear_qkv.", "query_key_value."},
+                                                                 {"linear_proj.", "dense."},
+                                                                 {"linear_fc1.", "dense_h_to_4h."},
+                                                                 {"linear_fc2.", "dense_4h_to_h."}};
+  const checkpoint::TorchFile file(checkpoint::ByteSlice::of_file(path));
+  std::vector<test::RankTensor> tensors;
+  for (const auto& [key, value] : file.find({"model"}).entries()) {
+    if (!checkpoint::TorchFile::is_tensor(value)) continue;
+    std::string name(*key.text());
+    const checkpoint::TorchTensor tensor = file.tensor(value, name);
+    std::string bytes(static_cast<size_t>(tensor.bytes()), '\0');
+    checkpoint::read_torch_rows(file.slice(), tensor, 0, tensor.rows(), reinterpret_cast<std::byte*>(bytes.data()));
+    for (const auto& [now, before] : renamed)
+      if (const size_t found = name.find(now); found != std::string::npos) name.replace(found, now.size(), before);
+    tensors.push_back({name, tensor.shape, bytes, tensor.dtype == DType::kBF16 ? "torch BFloat16Storage" : "torch FloatStorage"});
+  }
+  return tensors;
+}
 
 /// Gives the model a layer of multi-token prediction: its last one again, and what is around it.
 void add_prediction(Model& one) {
@@ -109,6 +142,17 @@ TEST_F(MegatronReaderTest, PredictionLayersAreThoseOfAPublishedModel) {
   ASSERT_TRUE(one.tensors.contains(extra + "embed_tokens.weight"));
   ASSERT_TRUE(one.tensors.at(extra + "shared_head.head.weight").bytes == one.tensors.at("lm_head.weight").bytes);
   one.expect_same(one.arrays());
+}
+
+TEST_F(MegatronReaderTest, ModelsFromBeforeMegatronCoreAreReadBack) {
+  const Model one = model("llama");
+  const std::string core = test::shared_folder() + "/fixtures/input_formats/legacy_llama_tp2/iter_0000005/";
+  for (const bool is_newer : {false, true}) {
+    const test::TemporaryFolder folder;
+    for (const std::string file : {"mp_rank_00/model_optim_rng.pt", "mp_rank_01/model_optim_rng.pt"})
+      folder.write(file, test::precore_rank_file({.tensor = 2}, precore_tensors(core + file, is_newer), is_newer, 3));
+    one.expect_same(checkpoint::MegatronLegacyStore::open(checkpoint::folder_files(folder.path()), folder.path()));
+  }
 }
 
 TEST_F(MegatronReaderTest, TiedHeadsMayBeStoredTwice) {
