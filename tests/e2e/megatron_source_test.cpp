@@ -6,6 +6,7 @@
 #include "tests/e2e/recipe_runs.h"
 #include "tests/support/make_dist_checkpoint.h"
 #include "tests/support/make_rank_file.h"
+#include "tests/support/memory_arrays.h"
 
 namespace ptq::test {
 namespace {
@@ -133,6 +134,35 @@ TEST_F(MegatronSource, IsNamedByInspect) {
     EXPECT_EQ(json.value("format", ""), fixture.format);
     EXPECT_EQ(json.value("vocab_size", 0), read_json_file(config_of(fixture.model) + "/config.json").at("vocab_size"));
   }
+}
+
+TEST_F(MegatronSource, BringsItsLayersOfMultiTokenPrediction) {
+  StoredTensors tensors = read_tensors(config_of("deepseek_v3"));
+  const Json config = read_json_file(config_of("deepseek_v3") + "/config.json");
+  const int64_t layers = config.at("num_hidden_layers"), hidden = config.at("hidden_size");
+  const std::string last = "model.layers." + std::to_string(layers - 1) + ".", extra = "model.layers." + std::to_string(layers) + ".";
+  for (const auto& [name, tensor] : StoredTensors(tensors))
+    if (name.starts_with(last)) tensors[extra + name.substr(last.size())] = tensor;
+  std::mt19937_64 random(1);
+  for (const char* norm : {"enorm", "hnorm", "shared_head.norm"}) tensors[extra + norm + ".weight"] = random_tensor({hidden}, 1.0f, random);
+  tensors[extra + "eh_proj.weight"] = random_tensor({hidden, 2 * hidden}, 1.0f, random);
+  tensors[extra + "embed_tokens.weight"] = tensors.at("model.embed_tokens.weight");
+  tensors[extra + "shared_head.head.weight"] = tensors.at("lm_head.weight");
+  std::vector<RankTensor> arrays;
+  for (const auto& [name, array] : to_megatron(tensors, 1, layers, 128))
+    arrays.push_back({name, array.shape, array.bytes, array.dtype == "BF16" ? "torch BFloat16Storage" : "torch FloatStorage"});
+  folder_.write("mtp/mp_rank_00/model_optim_rng.pt", rank_file({}, {arrays}));
+
+  // As published: in FP8 blocks, which the training run's weights are not.
+  const std::string published = edited_config("deepseek_v3", [](Json& json) {
+    json["num_nextn_predict_layers"] = 1;
+    json["quantization_config"] = {
+        {"quant_method", "fp8"}, {"fmt", "e4m3"}, {"activation_scheme", "dynamic"}, {"weight_block_size", {128, 128}}};
+  });
+  write_recipe(folder_ / "mtp", "[]", 1, 1, "none");
+  const std::string output = quantize("mtp_output", 1, {"model.config=" + published});
+  EXPECT_TRUE(read_tensors(output) == tensors);
+  EXPECT_FALSE(read_json_file(output + "/config.json").contains("quantization_config"));
 }
 
 TEST_F(MegatronSource, IsEvaluatedAsItsHuggingFaceForm) {
