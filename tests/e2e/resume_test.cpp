@@ -148,7 +148,8 @@ class Stopped : public Resume {
     SCOPED_TRACE(words);
     RunningProgram running(arguments("killed", {}, {}), {.ranks = ranks, .timeout_seconds = 120});
     ASSERT_TRUE(running.wait_for_words(moment, 100)) << running.wait().report();
-    ::kill(running.pid(), signal);  // mpirun passes it on
+    if (ranks == 1) ::kill(running.pid(), signal);
+    for (const pid_t rank : running.children()) ::kill(rank, signal);  // as srun does; mpirun passes SIGTERM on a second later
     const ProgramResult result = running.wait();
     EXPECT_EQ(result.exit_code, 75) << result.report();
     EXPECT_NE(result.err.find("stopped: " + words), std::string::npos) << result.report();
