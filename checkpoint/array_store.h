@@ -26,6 +26,8 @@ class ArrayStore {
 
   /// By name: every array of numbers, those of optimizers not among them.
   const std::map<std::string, ArrayEntry>& arrays() const { return arrays_; }
+  /// Names of what is stored beside those arrays and is not offered: optimizers' states, objects that training keeps.
+  const std::vector<std::string>& left_out() const { return left_out_; }
   /// The folder or file it was opened from.
   const std::string& path() const { return path_; }
 
@@ -40,6 +42,7 @@ class ArrayStore {
  protected:
   std::string path_;
   std::map<std::string, ArrayEntry> arrays_;
+  std::vector<std::string> left_out_;
   mutable std::atomic<int64_t> bytes_read_{0};
 };
 

@@ -27,6 +27,10 @@ ByteSlice ByteSlice::of_file(const std::string& path) {
   return {std::move(file), path, 0, bytes};
 }
 
+ByteSlice ByteSlice::of_slice(const FileSlice& slice) {
+  return {std::make_shared<const WeightFile>(slice.path), where_of(slice), slice.offset, slice.bytes};
+}
+
 ByteSlice::ByteSlice(std::shared_ptr<const std::string> memory, std::string where)
     : memory_(std::move(memory)), where_(std::move(where)), bytes_(static_cast<int64_t>(memory_->size())) {}
 

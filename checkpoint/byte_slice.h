@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "checkpoint/file_set.h"
 #include "checkpoint/weight_file.h"
 
 namespace ptq::checkpoint {
@@ -16,6 +17,8 @@ class ByteSlice {
   ByteSlice(std::shared_ptr<const WeightFile> file, std::string where, int64_t offset, int64_t bytes);
   /// A whole file.
   static ByteSlice of_file(const std::string& path);
+  /// A file or a part of one.
+  static ByteSlice of_slice(const FileSlice& slice);
   /// Memory.
   ByteSlice(std::shared_ptr<const std::string> memory, std::string where);
 

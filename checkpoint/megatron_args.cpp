@@ -13,15 +13,15 @@ MegatronArgs read_megatron_args(const TorchFile& file) {
   constexpr double kFirstVersion = 2.0;
   const PickleValue version = file.find({"checkpoint_version"});
   if (version.real().value_or(kFirstVersion) < kFirstVersion || version.integer().value_or(2) < 2)
-    throw refuse("a Megatron of before 2021");
+    throw refuse("a Megatron of before 2021 (checkpoint_version 0 or 1: queries, keys and values in another order)");
   if (number("rotary_interleaved") != 0) throw refuse("--rotary-interleaved");
   if (number("apply_layernorm_1p") != 0 && file.find({"args", "normalization"}).text() == "RMSNorm")
     throw refuse("--apply-layernorm-1p and RMS norms");
-  const MegatronArgs args{number("tensor_model_parallel_size"), number("pipeline_model_parallel_size"),
-                          number("expert_model_parallel_size"), number("num_experts")};
-  const int64_t expert_tensor = number("expert_tensor_parallel_size");
-  if (args.experts > 0 && expert_tensor > 0 && expert_tensor != args.tensor) throw refuse("--expert-tensor-parallel-size");
-  return args;
+  return {.tensor = number("tensor_model_parallel_size"),
+          .pipeline = number("pipeline_model_parallel_size"),
+          .expert = number("expert_model_parallel_size"),
+          .expert_tensor = number("expert_tensor_parallel_size"),
+          .experts = number("num_experts")};
 }
 
 }  // namespace ptq::checkpoint

@@ -1,7 +1,7 @@
 #pragma once
 // Megatron's older checkpoints: a folder for each rank of the model (mp_rank_TT[_PPP][_EEE], in NeMo 1 also tp_rank_TT_pp_rank_PPP), in it
 // a torch.save file with that rank's part of the state dict. Offers the arrays of the whole model under the names of torch_dist with
-// numbered layers.
+// numbered layers, those of models from before Megatron-core too (megatron_precore.h).
 
 #include <memory>
 #include <string>

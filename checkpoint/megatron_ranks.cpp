@@ -1,8 +1,8 @@
 #include "checkpoint/megatron_ranks.h"
 
 #include <algorithm>
+#include <map>
 #include <regex>
-#include <set>
 #include <tuple>
 
 #include "checkpoint/reader.h"
@@ -31,11 +31,30 @@ MegatronRank rank_of(const std::string& name, const FileSlice& file, const Megat
   return rank;
 }
 
+/// Experts may be shared by another number x of tensor ranks than the t of all else. In a pipeline stage, rank r is tensor rank r mod t,
+/// has part r mod x of its experts' tensors and is rank r / x of the experts. One of each pair (part, rank of the experts) writes, the
+/// first, so r < x e, into the folder of (r mod t, r / x). Where x > t, several write into one folder; where x e < t, nobody writes the
+/// last tensor ranks' weights. In all other cases each folder is one rank's, and no weight is missing, but there are x e folders and not t
+/// e.
+void check_expert_tensor(const MegatronArgs& args, const std::string& path) {
+  if (args.experts == 0 || args.expert_tensor == 0 || args.tensor == 0) return;
+  const std::string trained = "the checkpoint was trained with expert_tensor_parallel_size = " + std::to_string(args.expert_tensor) +
+                              ", expert_model_parallel_size = " + std::to_string(args.expert) +
+                              " and tensor_model_parallel_size = " + std::to_string(args.tensor);
+  constexpr const char* kFix = "save the run's model again with --ckpt-format torch_dist, which keeps all of it";
+  if (args.expert_tensor > args.tensor)
+    throw user_error(trained + ": several ranks wrote other parts of experts into one mp_rank folder, where only the last one's are left",
+                     path, kFix);
+  if (args.expert_tensor * std::max<int64_t>(1, args.expert) < args.tensor)
+    throw user_error(trained + ": some tensor ranks wrote no mp_rank folder, and their weights are not there", path, kFix);
+}
+
 }  // namespace
 
 bool is_megatron_rank_file(const std::string& name) { return name == "model_weights.ckpt" || std::regex_match(name, rank_name()); }
 
 MegatronRanks find_megatron_ranks(const FileSet& files, const MegatronArgs& args, const std::string& path) {
+  check_expert_tensor(args, path);
   MegatronRanks found;
   for (const auto& [name, file] : files) {
     if (!is_megatron_rank_file(name)) continue;
@@ -56,16 +75,25 @@ MegatronRanks find_megatron_ranks(const FileSet& files, const MegatronArgs& args
   check(args.tensor, found.tensor, "tensor_model_parallel_size");
   check(args.pipeline, found.pipeline, "pipeline_model_parallel_size");
   check(args.expert, found.expert, "expert_model_parallel_size");
-  std::set<std::tuple<int64_t, int64_t, int64_t>> places;
-  for (const MegatronRank& rank : found.ranks)
-    if (!places.insert(place(rank)).second) throw data_error("two folders are of one rank: " + where_of(rank.file), path);
+  found.expert_tensor = args.experts > 0 && args.expert_tensor > 0 ? args.expert_tensor : found.tensor;
+  std::map<std::tuple<int64_t, int64_t, int64_t>, MegatronRank*> places;
+  for (MegatronRank& rank : found.ranks)
+    if (!places.emplace(place(rank), &rank).second) throw data_error("two folders are of one rank: " + where_of(rank.file), path);
   for (int64_t pipeline = 0; pipeline < found.pipeline; ++pipeline)
     for (int64_t expert = 0; expert < found.expert; ++expert)
-      for (int64_t tensor = 0; tensor < found.tensor; ++tensor)
-        if (!places.contains({pipeline, expert, tensor}))
+      for (int64_t part = 0; part < found.expert_tensor; ++part) {
+        const int64_t tensor = (expert * found.expert_tensor + part) % found.tensor;
+        const auto rank = places.find({pipeline, expert, tensor});
+        if (rank == places.end())
           throw data_error("the folder of tensor rank " + std::to_string(tensor) + ", pipeline rank " + std::to_string(pipeline) +
                                ", expert rank " + std::to_string(expert) + " is missing",
                            path, "copy the checkpoint again, with the folders of all ranks");
+        rank->second->expert_tensor = part;
+        places.erase(rank);
+      }
+  if (!places.empty())
+    throw data_error("a folder is of a rank that the checkpoint's args leave no room for: " + where_of(places.begin()->second->file), path,
+                     "copy the checkpoint again, into an empty folder");
   return found;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <string_view>
 
+#include "checkpoint/megatron_replicas.h"
 #include "checkpoint/reader.h"
 #include "kernels/core/error.h"
 
@@ -86,8 +87,15 @@ std::vector<Shard> grouped(const std::vector<MegatronPart>& parts, int64_t exper
 }  // namespace
 
 void MegatronParts::add(const std::string& name, MegatronPart part) {
-  if (part.rank.expert > 0 && !is_of_experts(name)) return;
   std::vector<MegatronPart>& parts = parts_[name];
+  if (is_of_experts(name)) {
+    part.rank.tensor = part.rank.expert_tensor;
+  } else {
+    const auto is_held = [&](const MegatronPart& other) {
+      return other.rank.pipeline == part.rank.pipeline && other.rank.tensor == part.rank.tensor && other.rank.expert != part.rank.expert;
+    };
+    if (std::any_of(parts.begin(), parts.end(), is_held)) return;
+  }
   if (name.ends_with("word_embeddings.weight") && !parts.empty() && parts.front().rank.pipeline != part.rank.pipeline) return;
   parts.push_back(std::move(part));
 }
@@ -100,7 +108,8 @@ std::vector<std::pair<ArrayEntry, std::vector<Shard>>> MegatronParts::arrays(con
     const auto damaged = [&](const std::string& what) {
       return data_error("array " + quoted_name(name) + " " + what, path, "copy the checkpoint again, with the folders of all ranks");
     };
-    const int64_t wanted = ranks.tensor * (is_grouped(name) ? ranks.expert : 1);
+    const int64_t shares = is_of_experts(name) ? ranks.expert_tensor : ranks.tensor;
+    const int64_t wanted = shares * (is_grouped(name) ? ranks.expert : 1);
     if (static_cast<int64_t>(parts.size()) != wanted)
       throw damaged("is in the files of " + std::to_string(parts.size()) + " ranks, where " + std::to_string(wanted) + " should have it");
     for (const MegatronPart& part : parts)
@@ -121,21 +130,23 @@ std::vector<std::pair<ArrayEntry, std::vector<Shard>>> MegatronParts::arrays(con
         throw damaged("holds experts of shapes that do not fit one another");
       const bool is_up = name.ends_with(kGroupedUp);
       array.name = stem + "mlp.experts.experts." + (is_up ? "linear_fc1.weight" : "linear_fc2.weight");
-      const int64_t all = width * ranks.tensor;
+      const int64_t all = width * shares;
       array.shape = is_up ? Shape{experts, sides * all, hidden} : Shape{experts, hidden, all};
-      shards = is_up ? grouped(parts, own, hidden, sides * width, sides, false, ranks.tensor)
-                     : grouped(parts, own, width, hidden, 1, true, ranks.tensor);
+      shards =
+          is_up ? grouped(parts, own, hidden, sides * width, sides, false, shares) : grouped(parts, own, width, hidden, 1, true, shares);
     } else if (is_by_columns(name) && first.shape.size() == 2) {
-      array.shape[1] *= ranks.tensor;
+      array.shape[1] *= shares;
       shards = side_by_side(parts, 1);
     } else if (is_by_rows(name) && !first.shape.empty()) {
-      array.shape[0] *= ranks.tensor;
+      array.shape[0] *= shares;
       const size_t fc1 = name.rfind("linear_fc1.");
       const auto fc2 = fc1 == std::string::npos ? parts_.end() : parts_.find(name.substr(0, fc1) + "linear_fc2.weight");
       const bool is_gated =
           fc2 != parts_.end() && fc2->second.front().tensor.shape.size() == 2 && first.shape[0] == 2 * fc2->second.front().tensor.shape[1];
-      shards = is_gated ? gate_and_up(parts, ranks.tensor) : side_by_side(parts, 0);
+      shards = is_gated ? gate_and_up(parts, shares) : side_by_side(parts, 0);
     } else {
+      // Counters of a rank's own tokens are no weights.
+      if (ends_with_any(name, {"weight", "bias"})) check_replicas(name, parts, path);
       shards.push_back(shard_of(parts.front(), Shape(first.shape.size(), 0)));  // every rank has it whole
     }
     arrays.emplace_back(std::move(array), std::move(shards));

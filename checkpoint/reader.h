@@ -55,6 +55,9 @@ class Reader {
   /// entries name.
   virtual std::vector<std::string> files() const;
 
+  /// Names of what the files hold and the model has no need of, as the files call it: a training run's extra states. Sorted.
+  virtual std::vector<std::string> ignored() const { return {}; }
+
   /// Files of the folder that are neither weights nor an index of them, relative names, sorted: what an export copies.
   virtual std::vector<std::string> companion_files() const = 0;
 

@@ -34,7 +34,7 @@ struct StoreKind {
 
 /// Refuses what the args of a distributed checkpoint rule out.
 void check_common(const FileSlice& file) {
-  const ByteSlice slice(std::make_shared<const WeightFile>(file.path), where_of(file), file.offset, file.bytes);
+  const ByteSlice slice = ByteSlice::of_slice(file);
   if (TorchFile::accepts(slice)) read_megatron_args(TorchFile(slice));
 }
 
@@ -46,6 +46,30 @@ constexpr std::array kStores{
     StoreKind{"zarr", ZarrStore::accepts, ZarrStore::open},
     StoreKind{"mp_rank", MegatronLegacyStore::accepts, MegatronLegacyStore::open},
 };
+
+/// The first names of what is in a checkpoint without weights: the keys of its metadata where it has one, else its files.
+std::string contents_of(const FileSet& files) {
+  constexpr size_t kShown = 3;
+  std::vector<std::string> names;
+  if (const auto metadata = files.find(".metadata"); metadata != files.end()) {
+    const std::string text = read_slice(metadata->second, metadata->second.bytes);
+    const PickleTree tree = parse_pickle(text, where_of(metadata->second));
+    for (const auto& [key, value] : tree.root().state().find("state_dict_metadata").entries())
+      names.push_back(quoted_name(std::string(key.text().value_or(""))));
+  } else {
+    for (const auto& [name, file] : files) names.push_back(quoted_name(name));
+  }
+  if (names.empty()) return "nothing";
+  std::string text;
+  for (size_t i = 0; i < std::min(names.size(), kShown); ++i) text += (i ? ", " : "") + names[i];
+  return names.size() > kShown ? text + " and " + std::to_string(names.size() - kShown) + " more" : text;
+}
+
+Error without_weights(const FileSet& files, const std::string& path) {
+  return user_error("the checkpoint holds no weights of a model, only " + contents_of(files), path,
+                    "give the checkpoint of the model, not of its optimizer: with model_optim_rng.pt in every mp_rank folder, or with keys "
+                    "such as decoder.layers...");
+}
 
 bool is_folder(const std::string& path) {
   std::error_code failed;
@@ -139,8 +163,12 @@ std::unique_ptr<ArrayStore> open_arrays(const TrainingCheckpoint& checkpoint, st
     if (!store.accepts(files)) continue;
     format = checkpoint.container + " " + std::string(store.name);
     if (const auto common = files.find("common.pt"); common != files.end()) check_common(common->second);
-    return store.open(files, path);
+    std::unique_ptr<ArrayStore> opened = store.open(files, path);
+    if (opened->arrays().empty()) throw without_weights(files, path);
+    return opened;
   }
+  if (std::any_of(files.begin(), files.end(), [](const auto& file) { return file.first.ends_with("/distrib_optim.pt"); }))
+    throw without_weights(files, path);
   throw user_error("a " + checkpoint.container + " checkpoint whose weights are in none of the known layouts: " + known, path,
                    "check that the copy is complete");
 }

@@ -31,9 +31,10 @@ Rows read_text(const EvaluateOptions& options) {
   request.samples = options.samples;
   request.sequence_length = options.input_ids.empty() ? options.sequence_length : INT64_MAX / 2;
   request.pack = false;
-  request.vocab_size = open_source(options.model).spec.vocab;
+  const SourceModel source = open_source(options.model, options.config);
+  request.vocab_size = source.spec.vocab;
   std::optional<checkpoint::Tokenizer> tokenizer;
-  if (checkpoint::exists(options.model + "/tokenizer.json")) tokenizer.emplace(checkpoint::Tokenizer::open(options.model));
+  if (const std::string folder = source.tokenizer_folder(); !folder.empty()) tokenizer.emplace(checkpoint::Tokenizer::open(folder));
   return checkpoint::load_rows(request, tokenizer ? &*tokenizer : nullptr);
 }
 
@@ -187,17 +188,17 @@ void evaluate(parallel::Session& session, const EvaluateOptions& options) {
   settings.scratch = std::filesystem::temp_directory_path().string();
 
   std::optional<EvaluatedModel> model, reference;
-  const auto open = [&](std::optional<EvaluatedModel>& slot, const std::string& folder) {
+  const auto open = [&](std::optional<EvaluatedModel>& slot, const std::string& folder, const std::string& config) {
     SourceModel source;
     world.together([&] {
-      source = EvaluatedModel::open(folder);
+      source = EvaluatedModel::open(folder, config);
       if (model && source.spec.vocab != model->vocab())
         throw user_error("model and reference have different vocabularies", folder, "compare a model with its own source");
     });
     slot.emplace(std::move(source), mesh, share, settings);
     slot->load_head();
   };
-  open(model, options.model);
+  open(model, options.model, options.config);
   if (!options.logits.empty()) {
     write_logits(options, *model, world, rows, share.first);
     if (world.rank() == 0) fmt::print("{}: logits [{}, {}, {}]\n", options.logits, rows.size(), rows.front().size(), model->vocab());
@@ -205,7 +206,7 @@ void evaluate(parallel::Session& session, const EvaluateOptions& options) {
   }
   if (!options.reference.empty()) {
     settings.fp32 = options.fp32 || options.reference_fp32;
-    open(reference, options.reference);
+    open(reference, options.reference, options.reference_config);
   }
   const RowScore sum = score_rows(world, *model, reference ? &*reference : nullptr, share);
   if (sum.tokens == 0) throw parallel::AgreedError(user_error("the text has no document of two tokens or more", options.text));

@@ -11,7 +11,8 @@ namespace ptq::runner {
 
 struct EvaluateOptions {
   std::string model, reference, text;
-  int64_t samples = 0;  ///< documents; 0: all
+  std::string config, reference_config;  ///< folders of config.json and tokenizer, where the checkpoints are of training runs
+  int64_t samples = 0;                   ///< documents; 0: all
   int64_t sequence_length = 512;
   bool fp32 = false, weights_only = false, json = false;
   bool reference_fp32 = false;    ///< the reference computes in fp32 whatever the model does

@@ -140,8 +140,8 @@ void EvaluationClient::key_value(const layers::LayerSpec& layer, Tensor& k, Tens
   recipes::fake_quantize_kv(format, scales.value, scales.value_bias, v);
 }
 
-SourceModel EvaluatedModel::open(const std::string& folder) {
-  SourceModel source = open_source(folder);
+SourceModel EvaluatedModel::open(const std::string& folder, const std::string& config) {
+  SourceModel source = open_source(folder, config);
   if (is_plain(source)) check_tensors(source);
   const EvaluateSettings settings;
   const EvaluationClient reads_every_scale(source, settings);

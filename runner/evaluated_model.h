@@ -57,7 +57,8 @@ class EvaluationClient : public SweepClient, public layers::LayerHooks {
 class EvaluatedModel {
  public:
   /// Opens and checks a model, plain or quantized, so that the constructor meets no surprise. Throws data and user Errors.
-  static SourceModel open(const std::string& folder);
+  /// `config`: as open_source has it.
+  static SourceModel open(const std::string& folder, const std::string& config);
   /// Runs the decoder over this rank's rows. Collective over the world of `mesh` (data only).
   EvaluatedModel(SourceModel source, const parallel::Mesh& mesh, TokenRows rows, const EvaluateSettings& settings);
 

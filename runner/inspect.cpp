@@ -9,6 +9,7 @@
 
 #include "checkpoint/training_checkpoint.h"
 #include "runner/machine.h"
+#include "runner/megatron_arrays.h"
 #include "runner/native_reader.h"
 #include "runner/stored_encoding.h"
 
@@ -59,13 +60,15 @@ void inspect_arrays(const std::string& path, const checkpoint::TrainingCheckpoin
     bytes_by_dtype[std::string(dtype_name(array.dtype))] += own;
     bytes += own;
   }
+  const std::vector<std::string> ignored = MegatronArrays(*store).ignored();
   if (json) {
     const Json result{{"path", path},
                       {"format", format},
                       {"arrays", store->arrays().size()},
                       {"files", store->files().size()},
                       {"bytes", bytes},
-                      {"bytes_by_dtype", bytes_by_dtype}};
+                      {"bytes_by_dtype", bytes_by_dtype},
+                      {"ignored", ignored}};
     fmt::print("{}\n", result.dump(2));
     return;
   }
@@ -73,6 +76,7 @@ void inspect_arrays(const std::string& path, const checkpoint::TrainingCheckpoin
   fmt::print("  {} in {} arrays, {} {} file(s)\n", human_bytes(static_cast<double>(bytes)), store->arrays().size(), store->files().size(),
              format);
   for (const auto& [dtype, own] : bytes_by_dtype) fmt::print("    {:<9} {}\n", dtype, human_bytes(static_cast<double>(own)));
+  if (!ignored.empty()) fmt::print("  ignored: {}\n", ignored_words(ignored));
   fmt::print("  no config.json: give --config FOLDER to see the model\n");
 }
 
@@ -141,6 +145,7 @@ void inspect(const std::string& path, const std::string& config_folder, bool jso
                     {"files", files_reader->files().size()},
                     {"bytes", source.weight_bytes},
                     {"bytes_by_dtype", bytes_by_dtype},
+                    {"ignored", source.ignored},
                     {"linears_by_format", linears_by_format},
                     {"quantization", quantization},
                     {"kv_cache", words.contains("kv_cache_scheme") ? words.at("kv_cache_scheme") : Json(nullptr)}};
@@ -162,6 +167,7 @@ void inspect(const std::string& path, const std::string& config_folder, bool jso
     formats += fmt::format("{}{} × {}", formats.empty() ? "" : ", ", count, format == "none" ? "unquantized" : format);
   fmt::print("  linears: {}\n", formats);
   fmt::print("  quantized: {}\n", text_of(quantization));
+  if (!source.ignored.empty()) fmt::print("  ignored: {}\n", ignored_words(source.ignored));
 }
 
 }  // namespace ptq::runner

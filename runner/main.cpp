@@ -60,6 +60,8 @@ void describe(CLI::App& app, Arguments& arguments) {
   auto& options = arguments.evaluate;
   evaluate->add_option("--model", options.model, "folder")->required();
   evaluate->add_option("--reference", options.reference, "folder to compare with");
+  evaluate->add_option("--config", options.config, "folder of the model's config.json and tokenizer, where it carries none");
+  evaluate->add_option("--reference-config", options.reference_config, "the same for the reference");
   evaluate->add_option("--text", options.text, "documents, .jsonl or .txt");
   evaluate->add_option("--samples", options.samples, "documents to read (default: all)")->check(CLI::NonNegativeNumber);
   evaluate->add_option("--sequence-length", options.sequence_length, "tokens of each document")

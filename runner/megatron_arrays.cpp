@@ -39,7 +39,7 @@ SourceArray SourceArray::at(int64_t i) const {
   return entry;
 }
 
-MegatronArrays::MegatronArrays(const checkpoint::ArrayStore& store) : store_(store) {
+MegatronArrays::MegatronArrays(const checkpoint::ArrayStore& store) : store_(store), ignored_(store.left_out()) {
   for (const auto& [name, entry] : store.arrays()) {
     if (is_training_only(name)) {
       ignored_.push_back(name);
@@ -48,6 +48,7 @@ MegatronArrays::MegatronArrays(const checkpoint::ArrayStore& store) : store_(sto
     const auto [place, is_new] = by_name_.emplace(without_prefix(name), &entry);
     if (!is_new) throw data_error("arrays " + place->second->name + " and " + name + " are the same part of the model", store.path());
   }
+  std::sort(ignored_.begin(), ignored_.end());
 }
 
 bool MegatronArrays::has_any(const std::string& prefix) const {

@@ -44,7 +44,8 @@ class MegatronArrays {
   std::optional<SourceArray> find(const LayerNames& layer, const std::string& name);
   /// Arrays that nobody asked for, under their full names, but for those that hold no weights: see ignored().
   std::vector<std::string> unused() const;
-  /// Arrays that training needs and a served model does not: extra states, tables of rotary frequencies, counters.
+  /// What training needs and a served model does not, sorted: extra states, tables of rotary frequencies, counters, whatever the store
+  /// left out.
   const std::vector<std::string>& ignored() const { return ignored_; }
 
  private:

@@ -13,6 +13,7 @@ namespace {
 
 using checkpoint::Json;
 
+constexpr const char *kEmbedding = "embedding.word_embeddings.weight", *kHead = "output_layer.weight";
 constexpr const char* kSameModel = "config.json and checkpoint must be of the same model";
 
 const Json& language_config(const Json& config) {
@@ -71,7 +72,7 @@ void map_vocabulary(MegatronMap& map, const std::string& name, const std::string
 }
 
 void check_tokenizer(MegatronArrays& arrays, const std::string& config_folder) {
-  const int64_t rows = arrays.find("embedding.word_embeddings.weight")->shape[0], ids = tokenizer_size(config_folder);
+  const int64_t rows = arrays.find(kEmbedding)->shape[0], ids = tokenizer_size(config_folder);
   if (ids > rows)
     throw user_error("the tokenizer has " + std::to_string(ids) + " ids, but the checkpoint's embedding has " + std::to_string(rows) +
                          " rows, padding included",
@@ -80,7 +81,7 @@ void check_tokenizer(MegatronArrays& arrays, const std::string& config_folder) {
 
 /// A tied model may store its embedding again as the head. Where first and last row differ, the model is not tied.
 void check_tied_head(MegatronArrays& arrays, const layers::ModelSpec& spec) {
-  const auto head = arrays.find("output_layer.weight"), embedding = arrays.find("embedding.word_embeddings.weight");
+  const auto head = arrays.find(kHead), embedding = arrays.find(kEmbedding);
   if (!head) return;
   bool is_equal = head->shape == embedding->shape && head->array->dtype == embedding->array->dtype;
   for (const int64_t row : {int64_t{0}, spec.vocab - 1}) {
@@ -94,6 +95,9 @@ void check_tied_head(MegatronArrays& arrays, const layers::ModelSpec& spec) {
     throw data_error("config.json says that the embeddings are tied, but array " + head->array->name + " is not the embedding",
                      arrays.store().path(), "set tie_word_embeddings as the model was trained: " + std::string(kSameModel));
 }
+
+/// Families whose Hugging Face form repeats embedding and head in every layer of multi-token prediction; Megatron shares the model's own.
+bool repeats_vocabulary(const layers::ModelSpec& spec) { return spec.family == "deepseek_v3" || spec.family == "glm4_moe"; }
 
 /// Layers of multi-token prediction: what is around each, and inside a layer like the model's last.
 void map_prediction(MegatronMap& map, const Json& config, const std::string& config_folder, const layers::ModelSpec& spec) {
@@ -117,6 +121,10 @@ void map_prediction(MegatronMap& map, const Json& config, const std::string& con
     add("hnorm", "hnorm", {spec.hidden}, true);
     add("eh_proj", "eh_proj", {spec.hidden, 2 * spec.hidden}, false);
     add("final_layernorm", "shared_head.norm", {spec.hidden}, true);
+    if (repeats_vocabulary(spec)) {
+      map_vocabulary(map, kEmbedding, layer.prefix + ".embed_tokens.weight", spec);
+      map_vocabulary(map, spec.tied ? kEmbedding : kHead, layer.prefix + ".shared_head.head.weight", spec);
+    }
     const bool is_newer = arrays.has_any(outer + "mtp_model_layer.");
     map_layer(map, {outer + (is_newer ? "mtp_model_layer." : "transformer_layer."), outer, k, count}, layer);
   }
@@ -133,14 +141,14 @@ std::string list_of(const std::vector<std::string>& names) {
 
 std::map<std::string, MappedTensor> map_megatron_model(MegatronArrays& arrays, const Json& config, const std::string& config_folder,
                                                        const layers::ModelSpec& spec) {
-  const SourceArray embedding = need(arrays, "embedding.word_embeddings.weight", spec.embedding);
+  const SourceArray embedding = need(arrays, kEmbedding, spec.embedding);
   MegatronMap map(arrays, weight_dtype(config, embedding.array->dtype));
-  map_vocabulary(map, "embedding.word_embeddings.weight", spec.embedding, spec);
+  map_vocabulary(map, kEmbedding, spec.embedding, spec);
   check_tokenizer(arrays, config_folder);
   if (spec.tied)
     check_tied_head(arrays, spec);
   else
-    map_vocabulary(map, "output_layer.weight", spec.head_weight(), spec);
+    map_vocabulary(map, kHead, spec.head_weight(), spec);
   const auto final_norm = [&](const std::string& part) {
     const std::string tensor = spec.final_norm.module + "." + part;
     map.add(tensor, need(arrays, "decoder.final_layernorm." + part, tensor), {spec.hidden}, true);

@@ -18,8 +18,12 @@ using checkpoint::TensorEntry;
 class MegatronReader : public checkpoint::Reader {
  public:
   MegatronReader(std::unique_ptr<checkpoint::ArrayStore> store, std::string format, std::string config_folder,
-                 std::map<std::string, MappedTensor> mapped)
-      : store_(std::move(store)), format_(std::move(format)), config_folder_(std::move(config_folder)), mapped_(std::move(mapped)) {
+                 std::map<std::string, MappedTensor> mapped, std::vector<std::string> ignored)
+      : store_(std::move(store)),
+        format_(std::move(format)),
+        config_folder_(std::move(config_folder)),
+        mapped_(std::move(mapped)),
+        ignored_(std::move(ignored)) {
     folder_ = store_->path();
     for (const auto& [name, tensor] : mapped_) {
       // Loaders read in the order of file and offset: arrays one after the other, each from its beginning.
@@ -35,6 +39,7 @@ class MegatronReader : public checkpoint::Reader {
 
   std::string format() const override { return format_; }
   std::vector<std::string> files() const override { return store_->files(); }
+  std::vector<std::string> ignored() const override { return ignored_; }
   std::vector<std::string> companion_files() const override { return checkpoint::hf_companion_files(config_folder_); }
 
   void read_rows(const TensorEntry& tensor, int64_t begin, int64_t end, std::byte* out) const override {
@@ -81,6 +86,7 @@ class MegatronReader : public checkpoint::Reader {
   std::unique_ptr<checkpoint::ArrayStore> store_;
   std::string format_, config_folder_;
   std::map<std::string, MappedTensor> mapped_;
+  std::vector<std::string> ignored_;
 };
 
 }  // namespace
@@ -91,7 +97,7 @@ std::unique_ptr<checkpoint::Reader> open_megatron(std::unique_ptr<checkpoint::Ar
     throw data_error("the checkpoint holds no weights", store->path(), "give the checkpoint of the model: this one may be the optimizer's");
   MegatronArrays arrays(*store);
   std::map<std::string, MappedTensor> mapped = map_megatron_model(arrays, config, config_folder, spec);
-  return std::make_unique<MegatronReader>(std::move(store), format, config_folder, std::move(mapped));
+  return std::make_unique<MegatronReader>(std::move(store), format, config_folder, std::move(mapped), arrays.ignored());
 }
 
 }  // namespace ptq::runner

@@ -1,9 +1,9 @@
 #include "runner/publication.h"
 
-#include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
+#include <cstdio>
 #include <filesystem>
 #include <optional>
 #include <sstream>
@@ -41,12 +41,19 @@ void check_identity(const std::string& work, const std::map<std::string, std::st
                      "run it as it was to go on with it, or with --restart to give it up");
 }
 
-/// An open-file-description lock: the kernel drops it with the process, however that ends. False when another process holds it.
-bool take_lock(int fd) {
-  struct flock range {};
-  range.l_type = F_WRLCK;
-  range.l_whence = SEEK_SET;
-  return ::fcntl(fd, F_OFD_SETLK, &range) == 0 || (errno != EAGAIN && errno != EACCES);  // a file system without locks does not stop a run
+/// Removes all of it but the lock file, which stays in its place, held.
+void empty_work_folder(const std::string& work) {
+  for (const auto& entry : std::filesystem::directory_iterator(work)) {
+    if (entry.path().filename() != "ptq-runner") checkpoint::remove_tree(entry.path().string());
+  }
+  for (const auto& entry : std::filesystem::directory_iterator(work + "/ptq-runner"))
+    if (entry.path().string() != work + kLock) checkpoint::remove_tree(entry.path().string());
+}
+
+/// Whoever took the work folder over writes into it now.
+void leave_to_another_run() {
+  std::fputs("error: this run was silent for so long that another one took its work folder over\n", stderr);
+  ::_exit(static_cast<int>(ErrorKind::kSystem));
 }
 
 std::string parent_of(const std::string& path) {
@@ -77,28 +84,24 @@ bool check_output_folder(const recipes::Recipe& recipe, const std::string& finge
 WorkFolder make_work_folder(const std::string& work, const std::string& output, int64_t tensor_bytes,
                             const std::map<std::string, std::string>& identity, bool restart) {
   checkpoint::make_folder(parent_of(output));
-  if (checkpoint::exists(work)) {
-    if (!checkpoint::exists(work + "/ptq-runner"))
-      throw user_error("there is a folder in the place of the work folder that this program did not make", work, "move it away");
-    checkpoint::Fd lock(::open((work + kLock).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-    if (lock && !take_lock(lock.get()))
-      throw user_error("another run is writing this output", work, "wait for it, or choose another output.path");
-    if (!restart && has_progress(work)) {
-      check_identity(work, identity);
-      return {std::move(lock), true};
-    }
-    checkpoint::remove_tree(work);
+  if (checkpoint::exists(work) && !checkpoint::exists(work + "/ptq-runner"))
+    throw user_error("there is a folder in the place of the work folder that this program did not make", work, "move it away");
+  checkpoint::make_folder(work + "/ptq-runner");
+  Lease lease = Lease::take(work + kLock, work, leave_to_another_run);
+  if (!restart && has_progress(work)) {
+    check_identity(work, identity);
+    return {std::move(lease), true};
   }
-  if (const int64_t free = checkpoint::free_bytes(parent_of(output)); free < tensor_bytes)
+  empty_work_folder(work);
+  if (const int64_t free = checkpoint::free_bytes(parent_of(output)); free < tensor_bytes) {
+    checkpoint::remove_tree(work);
     throw system_error("the disk is too full: the output needs " + human_bytes(static_cast<double>(tensor_bytes)) + ", " +
                            human_bytes(static_cast<double>(free)) + " are free",
                        parent_of(output), "free disk space or choose another output.path");
+  }
   checkpoint::make_folder(progress_folder(work));
-  checkpoint::Fd lock(::open((work + kLock).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-  if (!lock) throw errno_error("open", work + kLock, errno);
-  take_lock(lock.get());
   checkpoint::replace_text(progress_folder(work) + kIdentity, Json(identity).dump(2) + "\n");
-  return {std::move(lock), false};
+  return {std::move(lease), false};
 }
 
 void write_companions(const std::string& work, const SourceModel& source, const ExportPlan& plan) {
@@ -140,16 +143,13 @@ Json hash_files(parallel::Communicator& world, const std::string& work) {
   return files;
 }
 
-void publish_output(const std::string& work, const recipes::Recipe& recipe) {
-  std::filesystem::remove(work + kLock);
+void publish_output(const std::string& work, const recipes::Recipe& recipe, Lease& lease) {
   checkpoint::sync_tree(work);
-  if (!checkpoint::exists(recipe.output_path)) {
-    checkpoint::publish(work, recipe.output_path);
-    return;
-  }
-  if (!recipe.overwrite)
+  const bool replaces = checkpoint::exists(recipe.output_path);
+  if (replaces && !recipe.overwrite)
     throw user_error("the output folder appeared while this run was working", recipe.output_path, "move it away and run again");
-  checkpoint::publish_over(work, recipe.output_path);
+  replaces ? checkpoint::publish_over(work, recipe.output_path) : checkpoint::publish(work, recipe.output_path);
+  lease.remove(recipe.output_path + kLock);
 }
 
 }  // namespace ptq::runner

@@ -5,11 +5,11 @@
 #include <string>
 #include <vector>
 
-#include "checkpoint/file_descriptor.h"
 #include "checkpoint/files.h"
 #include "parallel/communicator.h"
 #include "recipes/recipe.h"
 #include "runner/export_plan.h"
+#include "runner/lease.h"
 
 namespace ptq::runner {
 
@@ -18,7 +18,7 @@ namespace ptq::runner {
 bool check_output_folder(const recipes::Recipe& recipe, const std::string& fingerprint);
 
 struct WorkFolder {
-  checkpoint::Fd lock;   ///< held as long as it is open
+  Lease lease;           ///< held as long as it lives
   bool resumes = false;  ///< it holds the progress of this very run
 };
 
@@ -36,6 +36,7 @@ void write_companions(const std::string& work, const SourceModel& source, const 
 checkpoint::Json hash_files(parallel::Communicator& world, const std::string& work);
 
 /// The output appears, everything in it on disk before: one rename, or one exchange with an older output that recipe.overwrite gives up.
-void publish_output(const std::string& work, const recipes::Recipe& recipe);
+/// Only then does `lease` end, so that nobody takes the work folder for an abandoned one.
+void publish_output(const std::string& work, const recipes::Recipe& recipe, Lease& lease);
 
 }  // namespace ptq::runner

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <set>
 
 #include "kernels/core/thread_pool.h"
 #include "kernels/ops.h"
+#include "parallel/stop.h"
 #include "recipes/engine_support.h"
 #include "recipes/version.h"
 #include "runner/autoquantize.h"
@@ -92,7 +94,7 @@ class Job {
   RunRecord record_;
   std::string work_;
   bool owns_work_ = false, forward_ = false;
-  checkpoint::Fd lock_;  ///< of the work folder, on rank 0
+  std::optional<Lease> lease_;  ///< of the work folder, on rank 0
   checkpoint::Stats stats_;
 };
 
@@ -106,6 +108,8 @@ bool Job::prepare() {
   });
   log_.line(fmt::format("{}: {} with {} layers, {} in {} tensors", recipe_.model_path, source_.spec.family, source_.spec.layers.size(),
                         human_bytes(static_cast<double>(source_.weight_bytes)), source_.reader->tensors().size()));
+  if (!source_.ignored.empty()) log_.line("ignored: " + ignored_words(source_.ignored));
+  record_.ignored = source_.ignored;
   find_activations();
   record_.fingerprint =
       checkpoint::sha256_text(recipes::to_yaml(recipe_, false) + source_.fingerprint + record_.data_fingerprint + recipes::kProgram);
@@ -185,7 +189,8 @@ std::map<std::string, std::string> Job::identity() const {
 
 void Job::give_up(const Error& error) const {
   if (world_.rank() != 0 || !owns_work_) return;
-  const bool may_get_further = error.kind() == ErrorKind::kSystem || error.kind() == ErrorKind::kBug;
+  const ErrorKind kind = error.kind();
+  const bool may_get_further = kind == ErrorKind::kSystem || kind == ErrorKind::kBug || kind == ErrorKind::kStopped;
   if (!may_get_further || !has_progress(work_)) return checkpoint::remove_tree(work_);
   log_.line("what is done is kept in " + work_ + ": the same run goes on from there");
 }
@@ -199,7 +204,7 @@ void Job::run() {
     const int64_t states = forward_ ? 2 * tokens_ * source_.spec.hidden * (recipe_.compute == "fp32" ? 4 : 2) : 0;
     WorkFolder folder =
         make_work_folder(work_, recipe_.output_path, plan_.layout.tensor_bytes() + grams + candidates + states, identity(), restart_);
-    lock_ = std::move(folder.lock);
+    lease_ = std::move(folder.lease);
     owns_work_ = true;
     if (folder.resumes) log_.line("going on with the unfinished run in " + work_);
   });
@@ -282,7 +287,7 @@ void Job::publish() {
   manifest_json["files"] = hash_files(world_, work_);
   world_.on_root([&] {
     checkpoint::write_text(work_ + "/ptq-runner/manifest.json", manifest_json.dump(2) + "\n");
-    publish_output(work_, recipe_);
+    publish_output(work_, recipe_, *lease_);
   });
   owns_work_ = false;
   double bytes = 0;
@@ -305,6 +310,7 @@ void quantize(parallel::Session& session, const QuantizeOptions& options) {
   Communicator& world = session.world();
   RunLog log(world.rank() == 0, options.verbosity);
   const recipes::Recipe recipe = read_recipe(world, options);
+  parallel::listen_for_stops(world.rank() == 0);
   Job job(session, recipe, options.restart, log);
   if (!job.prepare()) return;
   try {

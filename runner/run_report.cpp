@@ -14,10 +14,13 @@ Json path_or_null(const std::string& path) { return path.empty() ? Json() : Json
 
 }  // namespace
 
-bool has_report(const RunRecord& record) { return !record.coverage.empty() || !record.choices.empty() || !record.autoquantize.is_null(); }
+bool has_report(const RunRecord& record) {
+  return !record.coverage.empty() || !record.choices.empty() || !record.autoquantize.is_null() || !record.ignored.empty();
+}
 
 Json run_report(const recipes::Recipe& recipe, const RunRecord& record) {
   Json report{{"program", recipes::kProgram}, {"reused", path_or_null(record.reused)}};
+  if (!record.ignored.empty()) report["source"] = {{"ignored", record.ignored}};
   if (!record.choices.empty()) {
     Json choices = Json::array();
     for (const GroupChoice& choice : record.choices)

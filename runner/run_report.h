@@ -22,6 +22,7 @@ struct RunRecord {
   std::vector<recipes::LayerCoverage> coverage;  ///< of mixtures of experts, by layer
   std::vector<GroupChoice> choices;              ///< of smoothing, in the order of layers
   checkpoint::Json autoquantize;                 ///< what AutoQuantize says of its choice; null: nothing was chosen
+  std::vector<std::string> ignored;              ///< SourceModel::ignored
   int64_t verified_checks = 0;
 };
 

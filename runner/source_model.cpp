@@ -72,7 +72,8 @@ SourceModel open_training(const checkpoint::TrainingCheckpoint& training, const 
   if (!checkpoint::exists(folder + "/config.json"))
     throw user_error(
         config.empty() ? "a " + training.container + " checkpoint, which carries no config.json" : "the folder has no config.json", folder,
-        "set model.config to a folder with the config.json and the tokenizer of this model in Hugging Face's format");
+        "set model.config to a folder with the config.json and the tokenizer of this model in Hugging Face's format; beside a recipe: "
+        "--config");
   SourceModel source;
   take_config(source, folder);
   std::string format;
@@ -116,6 +117,7 @@ SourceModel open_source(const std::string& path, const std::string& config, Show
   SourceModel source = training.container.empty() || has_export ? open_hugging_face(has_export ? training.export_folder : path, config)
                                                                 : open_training(training, config);
   source.fingerprint = fingerprint_of(*source.reader, source.config);
+  source.ignored = source.reader->ignored();
   for (const auto& [name, entry] : source.reader->tensors()) source.weight_bytes += entry.bytes;
   if (shown == Shown::kAsMeant || (shown == Shown::kFp8Blocks && native_quantization(source.config) != "fp8"))
     source.reader = open_native(std::move(source.reader), source.config, source.spec);
@@ -124,6 +126,27 @@ SourceModel open_source(const std::string& path, const std::string& config, Show
 }
 
 bool is_plain(const SourceModel& source) { return quantized_by(source.config).empty() || !native_quantization(source.config).empty(); }
+
+std::string ignored_words(const std::vector<std::string>& ignored) {
+  struct Kind {
+    std::string first;
+    int64_t count = 0;
+  };
+  std::map<std::string, Kind> kinds;  // by the last part of the name, or the first one of an optimizer's
+  for (const std::string& name : ignored) {
+    const bool is_optimizer = name.starts_with("optimizer.") || name.starts_with("chained_");
+    Kind& kind = kinds[is_optimizer ? "optimizer" : name.substr(name.rfind('.') + 1)];
+    if (kind.count++ == 0) kind.first = name;
+  }
+  constexpr size_t kShown = 4;
+  std::string words = std::to_string(ignored.size()) + " arrays or objects that only training needs";
+  size_t shown = 0;
+  for (const auto& [word, kind] : kinds) {
+    if (shown++ == kShown) break;
+    words += (shown == 1 ? ": " : ", ") + std::to_string(kind.count) + " " + word + " (" + kind.first + (kind.count > 1 ? ", ...)" : ")");
+  }
+  return kinds.size() > kShown ? words + " and more kinds" : words;
+}
 
 void check_tensors(const SourceModel& source) {
   const layers::ModelSpec& model = source.spec;

@@ -17,7 +17,8 @@ struct SourceModel {
   layers::ModelSpec spec;
   std::string fingerprint;  ///< SHA-256 over config.json, every tensor's name, dtype, shape and place, the files' sizes and times
   int64_t weight_bytes = 0;
-  int64_t eos_id = -1;  ///< config.json, else generation_config.json
+  int64_t eos_id = -1;               ///< config.json, else generation_config.json
+  std::vector<std::string> ignored;  ///< checkpoint::Reader::ignored() of its files
   /// By name: paths of the files that belong beside the weights - config.json, tokenizer - which need not lie in one folder with them.
   std::map<std::string, std::string> companions;
 
@@ -39,6 +40,8 @@ SourceModel open_source(const std::string& path, const std::string& config = "",
 
 /// True for float checkpoints and for those their publisher quantized, which the reader shows as bf16.
 bool is_plain(const SourceModel& source);
+/// How many names were ignored, of which kinds, and the first of each kind: "9 arrays of training only: 8 _extra_state (decoder...), ...".
+std::string ignored_words(const std::vector<std::string>& ignored);
 /// Throws a data Error unless every tensor of the spec is there, with its shape and a floating-point dtype: for plain sources; says by
 /// which tool any other was quantized.
 void check_tensors(const SourceModel& source);

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "kernels/ops.h"
+#include "parallel/stop.h"
 #include "runner/embedding.h"
 #include "runner/expert_source.h"
 
@@ -136,6 +137,7 @@ void Sweep::run(SweepClient& client, const std::function<void(const SweepProgres
     progress.wait_seconds = loader.waited_seconds();
     progress.bytes_read = reader_.bytes_read();
     on_window(progress);
+    parallel::stop_if_asked(world);
   }
 }
 

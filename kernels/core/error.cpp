@@ -19,7 +19,7 @@ Error::Error(ErrorKind kind, std::string message, std::string where, std::string
       fix_(std::move(fix)) {}
 
 std::string Error::report() const {
-  std::string text = "error: " + message_;
+  std::string text = (kind_ == ErrorKind::kStopped ? "stopped: " : "error: ") + message_;
   if (!where_.empty()) text += "\n   at  " + where_;
   if (!fix_.empty()) text += "\n   fix " + fix_;
   return text;

@@ -8,11 +8,12 @@ namespace ptq {
 
 /// What went wrong decides who can repair it and the exit code of every rank.
 enum class ErrorKind {
-  kCheck = 1,   ///< the output failed verification, or a threshold of the recipe was not met
-  kUser = 2,    ///< recipe, flags: names file, key and fix
-  kData = 3,    ///< a damaged or unsupported checkpoint or data file
-  kSystem = 4,  ///< MPI, disk, memory: carries the failed call and the library's own words
-  kBug = 70,    ///< cannot happen
+  kCheck = 1,     ///< the output failed verification, or a threshold of the recipe was not met
+  kUser = 2,      ///< recipe, flags: names file, key and fix
+  kData = 3,      ///< a damaged or unsupported checkpoint or data file
+  kSystem = 4,    ///< MPI, disk, memory: carries the failed call and the library's own words
+  kBug = 70,      ///< cannot happen
+  kStopped = 75,  ///< nothing: the run was asked to stop, and goes on when it is started again
 };
 
 class Error : public std::runtime_error {
@@ -25,7 +26,7 @@ class Error : public std::runtime_error {
   const std::string& where() const { return where_; }
   const std::string& fix() const { return fix_; }
 
-  /// "error: MESSAGE\n   at  WHERE\n   fix FIX", without the lines that are empty.
+  /// "error: MESSAGE\n   at  WHERE\n   fix FIX", without the lines that are empty; "stopped: ..." where nothing is wrong.
   std::string report() const;
 
  private:

@@ -4,7 +4,10 @@
 #include <filesystem>
 
 #include "tests/e2e/recipe_runs.h"
+#include "tests/support/make_dist_checkpoint.h"
+#include "tests/support/make_rank_file.h"
 #include "tests/support/make_tar.h"
+#include "tests/support/memory_arrays.h"
 
 namespace ptq::test {
 namespace {
@@ -138,6 +141,68 @@ TEST_F(MegatronSource, IsNamedByInspect) {
   }
 }
 
+TEST_F(MegatronSource, BringsItsLayersOfMultiTokenPrediction) {
+  StoredTensors tensors = read_tensors(config_of("deepseek_v3"));
+  const Json config = read_json_file(config_of("deepseek_v3") + "/config.json");
+  const int64_t layers = config.at("num_hidden_layers"), hidden = config.at("hidden_size");
+  const std::string last = "model.layers." + std::to_string(layers - 1) + ".", extra = "model.layers." + std::to_string(layers) + ".";
+  for (const auto& [name, tensor] : StoredTensors(tensors))
+    if (name.starts_with(last)) tensors[extra + name.substr(last.size())] = tensor;
+  std::mt19937_64 random(1);
+  for (const char* norm : {"enorm", "hnorm", "shared_head.norm"}) tensors[extra + norm + ".weight"] = random_tensor({hidden}, 1.0f, random);
+  tensors[extra + "eh_proj.weight"] = random_tensor({hidden, 2 * hidden}, 1.0f, random);
+  tensors[extra + "embed_tokens.weight"] = tensors.at("model.embed_tokens.weight");
+  tensors[extra + "shared_head.head.weight"] = tensors.at("lm_head.weight");
+  std::vector<RankTensor> arrays;
+  for (const auto& [name, array] : to_megatron(tensors, 1, layers, 128))
+    arrays.push_back({name, array.shape, array.bytes, array.dtype == "BF16" ? "torch BFloat16Storage" : "torch FloatStorage"});
+  folder_.write("mtp/mp_rank_00/model_optim_rng.pt", rank_file({}, {arrays}));
+
+  // As published: in FP8 blocks, which the training run's weights are not.
+  const std::string published = edited_config("deepseek_v3", [](Json& json) {
+    json["num_nextn_predict_layers"] = 1;
+    json["quantization_config"] = {
+        {"quant_method", "fp8"}, {"fmt", "e4m3"}, {"activation_scheme", "dynamic"}, {"weight_block_size", {128, 128}}};
+  });
+  write_recipe(folder_ / "mtp", "[]", 1, 1, "none");
+  const std::string output = quantize("mtp_output", 1, {"model.config=" + published});
+  EXPECT_TRUE(read_tensors(output) == tensors);
+  EXPECT_FALSE(read_json_file(output + "/config.json").contains("quantization_config"));
+}
+
+TEST_F(MegatronSource, IsEvaluatedAsItsHuggingFaceForm) {
+  const std::string config = config_of("llama"), ids = folder_.write("data.jsonl", random_documents(4, 32, 100));
+  const Json wanted = evaluate({"--model", config, "--text", ids});
+  for (const char* path : {"mcore_llama_tp2", "legacy_llama_tp2"}) {
+    SCOPED_TRACE(path);
+    const Json found = evaluate({"--model", formats_ + path, "--config", config, "--text", ids});
+    EXPECT_EQ(found.at("perplexity"), wanted.at("perplexity"));
+    EXPECT_EQ(found.at("tokens"), wanted.at("tokens"));
+  }
+  const Json compared = evaluate({"--model", config, "--reference", formats_ + "nemo2_llama", "--reference-config", config, "--text", ids});
+  EXPECT_EQ(compared.at("reference_perplexity"), wanted.at("perplexity"));
+  EXPECT_EQ(compared.at("kl").get<double>(), 0.0);
+  const ProgramResult without = run_program({"evaluate", "--model", formats_ + "mcore_llama_tp2", "--text", ids});
+  EXPECT_EQ(without.exit_code, 2) << without.report();
+}
+
+TEST_F(MegatronSource, SaysWhatItIgnored) {
+  const std::string path = formats_ + "legacy_llama_tp2";
+  const Json alone = Json::parse(run_program({"inspect", path, "--json"}).out, nullptr, false);
+  const Json ignored = alone.value("ignored", Json());
+  ASSERT_TRUE(ignored.is_array() && !ignored.empty()) << alone;
+  for (const Json& name : ignored) EXPECT_TRUE(name.get<std::string>().ends_with("_extra_state")) << name;
+  const ProgramResult whole = run_program({"inspect", path, "--config", config_of("llama"), "--json"});
+  EXPECT_EQ(Json::parse(whole.out, nullptr, false).value("ignored", Json()), ignored);
+
+  const std::string words = "ignored: " + std::to_string(ignored.size()) + " arrays or objects that only training needs";
+  const ProgramResult said = run_program({"inspect", path, "--config", config_of("llama")});
+  EXPECT_NE(said.out.find(words), std::string::npos) << said.report();
+  const std::string output = convert("said", path, "llama", 1);
+  EXPECT_NE(last_.err.find(words), std::string::npos) << last_.report();
+  EXPECT_EQ(read_json_file(output + "/ptq-runner/report.json").at("source").at("ignored"), ignored);
+}
+
 TEST_F(MegatronSource, BringsTheTokenizerThatWasSavedWithIt) {
   copy_folder(formats_ + "nemo2_llama", folder_ / "nemo");
   folder_.write("nemo/context/nemo_tokenizer/tokenizer.json", read_file(shipped_llama() + "/tokenizer.json"));
@@ -199,6 +264,26 @@ TEST_F(MegatronSource, WithFilesOfSomeRanksOnlyIsRefused) {
 
   folder_.write("mcore/latest_checkpointed_iteration.txt", "6");
   expect_refused(folder_ / "mcore", config_of("llama"), 3, "the latest checkpoint is iter_0000006");
+}
+
+TEST_F(MegatronSource, WithArgsOfMoreTensorRanksThanFilesIsRefused) {
+  const std::string file = rank_file({.tensor = 4}, {{{"decoder.final_layernorm.weight", {2}, "nn"}}});
+  folder_.write("ranks/mp_rank_00/model_optim_rng.pt", file);
+  folder_.write("ranks/mp_rank_01/model_optim_rng.pt", file);
+  expect_refused(folder_ / "ranks", config_of("llama"), 3, "tensor_model_parallel_size = 4, but there are the files of 2");
+}
+
+TEST_F(MegatronSource, OfAnOptimizerAloneIsRefused) {
+  folder_.write("ranks/mp_rank_00/distrib_optim.pt", "not looked at");
+  folder_.write("ranks/mp_rank_01/distrib_optim.pt", "not looked at");
+  expect_refused(folder_ / "ranks", config_of("llama"), 2,
+                 "holds no weights of a model, only 'mp_rank_00/distrib_optim.pt', 'mp_rank_01/distrib_optim.pt'");
+
+  const auto state = [](const std::string& name) { return DistArray{name, "uint8", {4}, {byte_chunk({0}, {4}, "__0_0.distcp", 'x')}}; };
+  write_dist_checkpoint(folder_, {state("optimizer.state.exp_avg.w"), state("chained_1.optimizer.state.exp_avg.w")});
+  folder_.write("metadata.json", R"({"sharded_backend": "torch_dist", "sharded_backend_version": 1})");
+  expect_refused(folder_.path(), config_of("llama"), 2,
+                 "holds no weights of a model, only 'optimizer.state.exp_avg.w', 'chained_1.optimizer.state.exp_avg.w', 'step'");
 }
 
 TEST_F(MegatronSource, CompressedIsRefusedWithTheCommandThatHelps) {

@@ -141,6 +141,80 @@ TEST_F(Resume, AnotherRunIsRefusedAndMayStartOver) {
   EXPECT_EQ(last_.err.find("going on"), std::string::npos) << last_.report();
 }
 
+/// A run is asked to stop in this way as soon as it says so, and gone on with.
+class Stopped : public Resume {
+ protected:
+  void expect_stop(const std::string& moment, int signal, int ranks, const std::string& words) {
+    SCOPED_TRACE(words);
+    RunningProgram running(arguments("killed", {}, {}), {.ranks = ranks, .timeout_seconds = 120});
+    ASSERT_TRUE(running.wait_for_words(moment, 100)) << running.wait().report();
+    if (ranks == 1) ::kill(running.pid(), signal);
+    for (const pid_t rank : running.children()) ::kill(rank, signal);  // as srun does; mpirun passes SIGTERM on a second later
+    const ProgramResult result = running.wait();
+    EXPECT_EQ(result.exit_code, 75) << result.report();
+    EXPECT_NE(result.err.find("stopped: " + words), std::string::npos) << result.report();
+    EXPECT_TRUE(result.errors().empty()) << result.report();
+    EXPECT_FALSE(fs::exists(folder_ / "killed"));
+    EXPECT_TRUE(fs::exists(folder_ / "killed.work/ptq-runner/progress/calibration/progress.json"));
+  }
+  void expect_the_rest_makes_the_same_bytes() {
+    expect_success(run_program(arguments("whole", {}, {})));
+    last_ = run_program(arguments("killed", {}, {}));
+    expect_success(last_);
+    EXPECT_NE(last_.err.find("going on"), std::string::npos) << last_.report();
+    expect_same_output(folder_ / "whole", folder_ / "killed");
+    EXPECT_FALSE(fs::exists(folder_ / "killed/ptq-runner/lock"));
+  }
+  void SetUp() override { write_recipe(model(), ids(), 64, 128); }
+  /// Many layers: none of the runs is over before it hears.
+  std::string model() {
+    make_tiny_llama(folder_ / "model", {.hidden = 128, .intermediate = 512, .layers = 48});
+    return folder_ / "model";
+  }
+  std::string ids() {
+    std::string lines;
+    for (int64_t row = 0; row < 64; ++row) {
+      Json row_ids = Json::array();
+      for (int64_t i = 0; i < 128; ++i) row_ids.push_back((7 * row + 31 * i + row * i) % 128);
+      lines += Json{{"input_ids", row_ids}}.dump() + "\n";
+    }
+    write_file(folder_ / "ids.jsonl", lines);
+    return folder_ / "ids.jsonl";
+  }
+};
+
+TEST_F(Stopped, BySigusr1AfterTheLayersAtHand) {
+  expect_stop("layer 1/", SIGUSR1, 1, "SIGUSR1 was received");
+  expect_stop("going on after layer", SIGUSR1, 2, "SIGUSR1 was received");
+  expect_the_rest_makes_the_same_bytes();
+}
+
+TEST_F(Stopped, BySigtermAtOnce) {
+  expect_stop("layer 3/", SIGTERM, 1, "SIGTERM was received");
+  expect_stop("going on after layer", SIGTERM, 2, "SIGTERM was received");
+  expect_the_rest_makes_the_same_bytes();
+}
+
+TEST_F(Stopped, ByATimeLimitThatIsNear) {
+  std::vector<std::string> words{"env", "SLURM_JOB_END_TIME=" + std::to_string(::time(nullptr) + 10), program_path()};
+  for (const std::string& argument : arguments("killed", {}, {})) words.push_back(argument);
+  const ProgramResult result = run_command(words);
+  EXPECT_EQ(result.exit_code, 75) << result.report();
+  EXPECT_NE(result.err.find("time limit is too near"), std::string::npos) << result.report();
+  expect_the_rest_makes_the_same_bytes();
+}
+
+TEST_F(Stopped, ByNothingThatASecondRunDoes) {
+  RunningProgram running(arguments("killed", {}, {}), {.timeout_seconds = 120});
+  ASSERT_TRUE(running.wait_for_words("layer 1/", 100)) << running.wait().report();
+  const ProgramResult second = run_program(arguments("killed", {}, {}), {.ranks = 2});
+  EXPECT_EQ(second.exit_code, 2) << second.report();
+  EXPECT_NE(second.err.find("another run is writing this output: process " + std::to_string(running.pid())), std::string::npos)
+      << second.report();
+  const ProgramResult first = running.wait();
+  EXPECT_EQ(first.exit_code, 0) << first.report();
+}
+
 TEST_F(Resume, DamagedProgressIsNamed) {
   write_recipe(shipped_llama(), shipped_text(), 33, 128);
   ASSERT_NO_FATAL_FAILURE(run_until({"layer 3/6", 1, {}}, "killed", {}));

@@ -95,6 +95,7 @@ inline StoredTensors to_megatron(const StoredTensors& tensors, int64_t kv_heads,
     const auto other = [&](const std::string& sibling) {
       return tensors.at(name.substr(0, name.rfind('.', part - 1) + 1) + sibling + kind);
     };
+    if (module == "embed_tokens" || module == "shared_head.head") continue;  // Megatron shares the model's own
     if (module == "enorm" || module == "hnorm" || module == "eh_proj" || module == "shared_head.norm") {
       arrays[mtp + (module == "shared_head.norm" ? "final_layernorm" : module) + kind] = tensor;
     } else if (kind == ".e_score_correction_bias") {

@@ -7,52 +7,15 @@
 #include <numeric>
 
 #include "tests/support/expect_error.h"
-#include "tests/support/make_torch_file.h"
+#include "tests/support/make_rank_file.h"
 #include "tests/support/temporary_folder.h"
 
 namespace ptq::checkpoint {
 namespace {
 
 using test::expect_error;
-using test::pickled;
-
-struct Bytes {
-  std::string name;
-  std::vector<int64_t> shape;
-  std::string bytes;
-};
-
-/// A dict of byte tensors; each gets a storage of its own, behind those there are.
-std::string state_dict(const std::vector<Bytes>& tensors, std::vector<std::string>& storages) {
-  std::vector<std::string> entries;
-  for (const Bytes& tensor : tensors) {
-    const std::string storage =
-        test::pickled_storage("torch ByteStorage", std::to_string(storages.size()), static_cast<int64_t>(tensor.bytes.size()));
-    std::vector<int64_t> strides(tensor.shape.size(), 1);
-    for (size_t d = tensor.shape.size(); d-- > 1;) strides[d - 1] = strides[d] * tensor.shape[d];
-    entries.push_back(pickled(tensor.name));
-    entries.push_back(test::pickled_tensor(storage, 0, tensor.shape, strides));
-    storages.push_back(tensor.bytes);
-  }
-  return test::pickled_dict(entries);
-}
-
-std::string args(int64_t tensor, int64_t pipeline, int64_t expert, int64_t experts = 0) {
-  return test::pickled_object("argparse Namespace", test::pickled_dict({pickled("tensor_model_parallel_size"), pickled(tensor),
-                                                                        pickled("pipeline_model_parallel_size"), pickled(pipeline),
-                                                                        pickled("expert_model_parallel_size"), pickled(expert),
-                                                                        pickled("num_experts"), pickled(experts)}));
-}
-
-/// One rank's file of one state dict, or of several chunks.
-std::string rank_file(const std::string& args, const std::vector<std::vector<Bytes>>& chunks) {
-  std::vector<std::string> storages, entries{pickled("args"), args};
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    entries.push_back(pickled(chunks.size() == 1 ? "model" : "model" + std::to_string(i)));
-    entries.push_back(state_dict(chunks[i], storages));
-  }
-  return test::torch_file(test::pickled_dict(entries), storages);
-}
+using test::rank_file;
+using Bytes = test::RankTensor;
 
 class MegatronLegacy : public ::testing::Test {
  protected:
@@ -73,11 +36,11 @@ class MegatronLegacy : public ::testing::Test {
 TEST_F(MegatronLegacy, TensorRanksAreJoinedAsTheirLinearsWereCut) {
   const std::string mlp = "decoder.layers.0.mlp.";
   const auto part = [&](const std::string& qkv, const std::string& proj, const std::string& fc1, const std::string& fc2) {
-    return rank_file(args(2, 1, 1), {{{"decoder.layers.0.self_attention.linear_qkv.weight", {1, 2}, qkv},
-                                      {"decoder.layers.0.self_attention.linear_proj.weight", {2, 1}, proj},
-                                      {mlp + "linear_fc1.weight", {2, 2}, fc1},
-                                      {mlp + "linear_fc2.weight", {2, 1}, fc2},
-                                      {"decoder.final_layernorm.weight", {2}, "nn"}}});
+    return rank_file({2, 1, 1}, {{{"decoder.layers.0.self_attention.linear_qkv.weight", {1, 2}, qkv},
+                                  {"decoder.layers.0.self_attention.linear_proj.weight", {2, 1}, proj},
+                                  {mlp + "linear_fc1.weight", {2, 2}, fc1},
+                                  {mlp + "linear_fc2.weight", {2, 1}, fc2},
+                                  {"decoder.final_layernorm.weight", {2}, "nn"}}});
   };
   rank("mp_rank_00", part("ab", "ik", "ghuv", "02"));
   rank("mp_rank_01", part("cd", "jl", "GHUV", "13"));
@@ -95,8 +58,8 @@ TEST_F(MegatronLegacy, LayersRunThroughTheFirstChunksOfAllStagesFirst) {
   const auto norm = [](int64_t local, const std::string& bytes) {
     return Bytes{"decoder.layers." + std::to_string(local) + ".input_layernorm.weight", {1}, bytes};
   };
-  rank("mp_rank_00_000", rank_file(args(1, 2, 1), {{norm(0, "a"), norm(1, "b")}, {norm(0, "d")}}));
-  rank("mp_rank_00_001", rank_file(args(1, 2, 1), {{norm(0, "c")}, {norm(0, "e"), norm(1, "f")}}));
+  rank("mp_rank_00_000", rank_file({1, 2, 1}, {{norm(0, "a"), norm(1, "b")}, {norm(0, "d")}}));
+  rank("mp_rank_00_001", rank_file({1, 2, 1}, {{norm(0, "c")}, {norm(0, "e"), norm(1, "f")}}));
   const auto store = open();
   ASSERT_EQ(store->arrays().size(), 6u);
   for (int i = 0; i < 6; ++i)
@@ -107,7 +70,7 @@ TEST_F(MegatronLegacy, ExpertsOfAGroupedProductAreTurnedAround) {
   // Two tensor ranks of one expert each on two expert ranks: hidden 2, two rows of gate and two of up in all.
   const std::string mlp = "decoder.layers.0.mlp.experts.";
   const auto part = [&](const std::string& up, const std::string& down) {
-    return rank_file(args(2, 1, 2, 2), {{{mlp + "weight1", {2, 2}, up}, {mlp + "weight2", {1, 2}, down}}});
+    return rank_file({2, 1, 2, 2}, {{{mlp + "weight1", {2, 2}, up}, {mlp + "weight2", {1, 2}, down}}});
   };
   rank("mp_rank_00_000", part("gugu", "xy"));  // memory [in 2][gate | up]
   rank("mp_rank_01_000", part("GUGU", "XY"));
@@ -129,8 +92,8 @@ TEST_F(MegatronLegacy, ExpertsAreNumberedThroughTheirRanks) {
   const auto grouped = [](int64_t local, const std::string& bytes) {
     return Bytes{"decoder.layers.1.mlp.experts.linear_fc2.weight" + std::to_string(local), {1, 1}, bytes};
   };
-  rank("mp_rank_00_000", rank_file(args(1, 1, 2, 4), {{expert(0, "a"), expert(1, "b"), grouped(0, "A"), grouped(1, "B")}}));
-  rank("mp_rank_00_001", rank_file(args(1, 1, 2, 4), {{expert(0, "c"), expert(1, "d"), grouped(0, "C"), grouped(1, "D")}}));
+  rank("mp_rank_00_000", rank_file({1, 1, 2, 4}, {{expert(0, "a"), expert(1, "b"), grouped(0, "A"), grouped(1, "B")}}));
+  rank("mp_rank_00_001", rank_file({1, 1, 2, 4}, {{expert(0, "c"), expert(1, "d"), grouped(0, "C"), grouped(1, "D")}}));
   const auto store = open();
   for (int e = 0; e < 4; ++e) {
     const std::string number = std::to_string(e);
@@ -141,20 +104,122 @@ TEST_F(MegatronLegacy, ExpertsAreNumberedThroughTheirRanks) {
   }
 }
 
+TEST_F(MegatronLegacy, ExpertsMayBeSharedByFewerTensorRanks) {
+  // Ranks 0 and 1 of two tensor ranks, two ranks of whole experts: each is one of both.
+  const auto part = [&](const std::string& qkv, const std::string& fc1, const std::string& fc2, const std::string& shared) {
+    return rank_file({.tensor = 2, .expert = 2, .experts = 2, .expert_tensor = 1},
+                     {{{"decoder.layers.0.self_attention.linear_qkv.weight", {1, 2}, qkv},
+                       {"decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight", {2, 2}, fc1},
+                       {"decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight", {2, 1}, fc2},
+                       {"decoder.layers.0.mlp.shared_experts.linear_fc2.weight", {2, 1}, shared},
+                       {"decoder.final_layernorm.weight", {2}, "nn"}}});
+  };
+  rank("mp_rank_00_000", part("ab", "gguu", "xy", "02"));
+  rank("mp_rank_01_001", part("cd", "GGUU", "XY", "13"));
+  const auto store = open();
+  const std::string mlp = "decoder.layers.0.mlp.";
+  EXPECT_EQ(all(*store, "decoder.layers.0.self_attention.linear_qkv.weight"), "abcd");
+  EXPECT_EQ(all(*store, mlp + "shared_experts.linear_fc2.weight"), "0123");
+  EXPECT_EQ(all(*store, mlp + "experts.local_experts.0.linear_fc1.weight"), "gguu");
+  EXPECT_EQ(all(*store, mlp + "experts.local_experts.1.linear_fc1.weight"), "GGUU");
+  EXPECT_EQ(store->arrays().at(mlp + "experts.local_experts.1.linear_fc2.weight").shape, (Shape{2, 1}));
+  EXPECT_EQ(all(*store, mlp + "experts.local_experts.1.linear_fc2.weight"), "XY");
+  rank("mp_rank_01_000", part("cd", "GGUU", "XY", "13"));
+  expect_error(ErrorKind::kData, "leave no room for", [&] { open(); });
+}
+
+TEST_F(MegatronLegacy, ExpertsOfFourPartsAreJoinedInTheOrderOfTheirRanks) {
+  // Four tensor ranks, two of an expert's tensors, two of experts: rank r is tensor rank r, part r % 2 of expert r / 2.
+  for (int r = 0; r < 4; ++r) {
+    const std::string number = std::to_string(r);
+    rank("mp_rank_0" + number + "_00" + std::to_string(r / 2),
+         rank_file({.tensor = 4, .expert = 2, .experts = 2, .expert_tensor = 2},
+                   {{{"decoder.layers.0.self_attention.linear_qkv.weight", {1, 1}, number},
+                     {"decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight", {1, 1}, number}}}));
+  }
+  const auto store = open();
+  EXPECT_EQ(all(*store, "decoder.layers.0.self_attention.linear_qkv.weight"), "0123");
+  EXPECT_EQ(all(*store, "decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight"), "01");
+  EXPECT_EQ(all(*store, "decoder.layers.0.mlp.experts.local_experts.1.linear_fc2.weight"), "23");
+}
+
+TEST_F(MegatronLegacy, ExpertsSharedSoThatWeightsAreLostAreRefused) {
+  const Bytes norm{"decoder.final_layernorm.weight", {1}, "n"};
+  rank("mp_rank_00_000", rank_file({.tensor = 4, .expert = 2, .experts = 2, .expert_tensor = 1}, {{norm}}));
+  expect_error(ErrorKind::kUser, "some tensor ranks wrote no mp_rank folder", [&] { open(); });
+  rank("mp_rank_00_000", rank_file({.tensor = 1, .expert = 2, .experts = 2, .expert_tensor = 2}, {{norm}}));
+  expect_error(ErrorKind::kUser, "several ranks wrote other parts of experts into one mp_rank folder", [&] { open(); });
+}
+
 TEST_F(MegatronLegacy, RanksThatDoNotFitAreRefused) {
   const Bytes norm{"decoder.final_layernorm.weight", {1}, "n"};
-  rank("mp_rank_00", rank_file(args(4, 1, 1), {{norm}}));
+  rank("mp_rank_00", rank_file({4, 1, 1}, {{norm}}));
   expect_error(ErrorKind::kData, "tensor_model_parallel_size = 4, but there are the files of 1", [&] { open(); });
-  rank("mp_rank_00", rank_file(args(2, 1, 1), {{norm}}));
-  rank("mp_rank_01", rank_file(args(2, 1, 1), {{}}));
+  rank("mp_rank_00", rank_file({2, 1, 1}, {{norm}}));
+  rank("mp_rank_01", rank_file({2, 1, 1}, {{}}));
   expect_error(ErrorKind::kData, "is in the files of 1 ranks, where 2 should have it", [&] { open(); });
-  rank("mp_rank_01", rank_file(args(2, 1, 1), {{{"decoder.final_layernorm.weight", {2}, "nn"}}}));
+  rank("mp_rank_01", rank_file({2, 1, 1}, {{{"decoder.final_layernorm.weight", {2}, "nn"}}}));
   expect_error(ErrorKind::kData, "has the shape [1] on one rank and [2] on another", [&] { open(); });
 }
 
-TEST_F(MegatronLegacy, ModelsFromBeforeMegatronCoreAreRefused) {
-  rank("mp_rank_00", rank_file(args(1, 1, 1), {{{"language_model.encoder.x", {1}, "n"}}}));
-  expect_error(ErrorKind::kUser, "before Megatron-core", [&] { open(); });
+TEST_F(MegatronLegacy, WhatEveryTensorRankHoldsMustBeTheSame) {
+  // More than a block, so that the difference is in the second one.
+  const int64_t rows = 700'000;
+  const std::string same(static_cast<size_t>(2 * rows), 'r');
+  std::string other = same;
+  other.back() = 's';
+  const auto part = [&](const std::string& router, const std::string& counter) {
+    return rank_file({3}, {{{"decoder.layers.0.mlp.router.weight", {rows, 2}, router},
+                            {"decoder.layers.0.mlp.router.local_tokens_per_expert", {1}, counter}}});
+  };
+  rank("mp_rank_00", part(same, "0"));
+  rank("mp_rank_01", part(same, "1"));
+  rank("mp_rank_02", part(same, "2"));
+  EXPECT_TRUE(all(*open(), "decoder.layers.0.mlp.router.weight") == same);
+  rank("mp_rank_02", part(other, "2"));
+  expect_error(ErrorKind::kData,
+               "array 'decoder.layers.0.mlp.router.weight' is held whole by every tensor rank, but that of rank 2 is not that of rank 0",
+               [&] { open(); });
+}
+
+TEST_F(MegatronLegacy, WhatIsLeftOutIsNamedOnceForTheWholeModel) {
+  const auto part = [&](const std::string& folder) {
+    rank(folder, rank_file({2, 2}, {{{"decoder.layers.0.input_layernorm.weight", {1}, "n"},
+                                     {"decoder.layers.0.mlp.linear_fc1._extra_state", {1}, "x"}}}));
+  };
+  for (const char* folder : {"mp_rank_00_000", "mp_rank_01_000", "mp_rank_00_001", "mp_rank_01_001"}) part(folder);
+  EXPECT_EQ(open()->left_out(),
+            (std::vector<std::string>{"decoder.layers.0.mlp.linear_fc1._extra_state", "decoder.layers.1.mlp.linear_fc1._extra_state"}));
+}
+
+TEST_F(MegatronLegacy, ModelsFromBeforeMegatronCoreHaveItsNames) {
+  const std::vector<Bytes> tensors{{"embedding.word_embeddings.weight", {1}, "a"},
+                                   {"encoder.layers.12.self_attention.query_key_value.bias", {1}, "b"},
+                                   {"encoder.layers.12.mlp.dense_4h_to_h.weight", {1, 1}, "c"},
+                                   {"encoder.layers.12.post_attention_norm.weight", {1}, "d"},
+                                   {"encoder.final_layernorm.bias", {1}, "e"},
+                                   {"encoder.layers.12.adapter.weight", {1}, "f"},
+                                   {"output_layer.weight", {1}, "g"}};
+  for (const bool is_nested : {true, false}) {
+    rank("mp_rank_00", test::precore_rank_file({}, tensors, is_nested, 2));
+    const auto store = open();
+    EXPECT_EQ(store->arrays().size(), tensors.size());
+    EXPECT_EQ(all(*store, "embedding.word_embeddings.weight"), "a");
+    EXPECT_EQ(all(*store, "decoder.layers.12.self_attention.linear_qkv.bias"), "b");
+    EXPECT_EQ(all(*store, "decoder.layers.12.mlp.linear_fc2.weight"), "c");
+    EXPECT_EQ(all(*store, "decoder.layers.12.pre_mlp_layernorm.weight"), "d");
+    EXPECT_EQ(all(*store, "decoder.final_layernorm.bias"), "e");
+    EXPECT_EQ(all(*store, "language_model.encoder.layers.12.adapter.weight"), "f");
+    EXPECT_EQ(all(*store, "output_layer.weight"), "g");
+  }
+}
+
+TEST_F(MegatronLegacy, ModelsFromBeforeVersionTwoAreRefused) {
+  const std::vector<Bytes> tensors{{"output_layer.weight", {1}, "n"}};
+  rank("mp_rank_00", test::precore_rank_file({}, tensors, true, 1));
+  expect_error(ErrorKind::kUser, "checkpoint_version 0 or 1", [&] { open(); });
+  rank("mp_rank_00", test::precore_rank_file({}, tensors, true, 0));
+  expect_error(ErrorKind::kUser, "does not say its checkpoint_version", [&] { open(); });
 }
 
 }  // namespace

@@ -4,8 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include "checkpoint/megatron_legacy_store.h"
+#include "checkpoint/torch_pickle.h"
 #include "layers/models/models.h"
 #include "tests/support/expect_error.h"
+#include "tests/support/make_rank_file.h"
 #include "tests/support/memory_arrays.h"
 #include "tests/support/shared_folder.h"
 #include "tests/support/temporary_folder.h"
@@ -23,16 +26,21 @@ struct Model {
   explicit Model(const std::string& folder_of)
       : folder(folder_of),
         config(test::read_json_file(folder + "/config.json")),
-        tensors(test::read_tensors(folder + "/model.safetensors")),
+        tensors(test::read_tensors(folder)),
         layers(config.at("num_hidden_layers").get<int64_t>()) {}
 
-  StoredTensors arrays() const { return test::to_megatron(tensors, config.value("num_key_value_heads", int64_t{1}), layers, kRows); }
-  std::unique_ptr<checkpoint::Reader> open(const StoredTensors& stored) const {
-    return open_megatron(std::make_unique<test::MemoryArrays>(stored), "memory", folder, config,
+  StoredTensors arrays() const {
+    const int64_t rows = std::max(kRows, config.at("vocab_size").get<int64_t>());
+    return test::to_megatron(tensors, config.value("num_key_value_heads", int64_t{1}), layers, rows);
+  }
+  std::unique_ptr<checkpoint::Reader> open(std::unique_ptr<checkpoint::ArrayStore> store) const {
+    return open_megatron(std::move(store), "memory", folder, config,
                          layers::describe_model(layers::Config(config, folder + "/config.json")));
   }
-  void expect_same(const StoredTensors& stored) const {
-    const auto reader = open(stored);
+  std::unique_ptr<checkpoint::Reader> open(const StoredTensors& stored) const { return open(std::make_unique<test::MemoryArrays>(stored)); }
+  void expect_same(const StoredTensors& stored) const { expect_same(std::make_unique<test::MemoryArrays>(stored)); }
+  void expect_same(std::unique_ptr<checkpoint::ArrayStore> store) const {
+    const auto reader = open(std::move(store));
     EXPECT_EQ(reader->tensors().size(), tensors.size());
     for (const auto& [name, wanted] : tensors) {
       ASSERT_TRUE(reader->find(name)) << name;
@@ -48,6 +56,49 @@ struct Model {
   StoredTensors tensors;
   int64_t layers;
 };
+
+/// The tensors of a Megatron-core rank's file under the names they had before, newer ones (input_norm) or older ones (input_layernorm).
+std::vector<test::RankTensor> precore_tensors(const std::string& path, bool is_newer) {
+  const std::string norm = is_newer ? "_norm." : "_layernorm.";
+  const std::vector<std::pair<std::string, std::string>> renamed{{"decoder.", "encoder."},
+                                                                 {"final_layernorm.", "final" + norm},
+                                                                 {"input_layernorm.", "input" + norm},
+                                                                 {"pre_mlp_layernorm.", "post_attention" + norm},
+                                                                 {"self_attention.linear_qkv.layer_norm_", "input" + norm},
+                                                                 {"mlp.linear_fc1.layer_norm_", "post_attention" + norm},
+                                                                 {"linear_qkv.", "query_key_value."},
+                                                                 {"linear_proj.", "dense."},
+                                                                 {"linear_fc1.", "dense_h_to_4h."},
+                                                                 {"linear_fc2.", "dense_4h_to_h."}};
+  const checkpoint::TorchFile file(checkpoint::ByteSlice::of_file(path));
+  std::vector<test::RankTensor> tensors;
+  for (const auto& [key, value] : file.find({"model"}).entries()) {
+    if (!checkpoint::TorchFile::is_tensor(value)) continue;
+    std::string name(*key.text());
+    const checkpoint::TorchTensor tensor = file.tensor(value, name);
+    std::string bytes(static_cast<size_t>(tensor.bytes()), '\0');
+    checkpoint::read_torch_rows(file.slice(), tensor, 0, tensor.rows(), reinterpret_cast<std::byte*>(bytes.data()));
+    for (const auto& [now, before] : renamed)
+      if (const size_t found = name.find(now); found != std::string::npos) name.replace(found, now.size(), before);
+    tensors.push_back({name, tensor.shape, bytes, tensor.dtype == DType::kBF16 ? "torch BFloat16Storage" : "torch FloatStorage"});
+  }
+  return tensors;
+}
+
+/// Gives the model a layer of multi-token prediction: its last one again, and what is around it.
+void add_prediction(Model& one) {
+  const std::string last = "model.layers." + std::to_string(one.layers - 1) + ".",
+                    extra = "model.layers." + std::to_string(one.layers) + ".";
+  for (const auto& [name, tensor] : StoredTensors(one.tensors))
+    if (name.starts_with(last)) one.tensors[extra + name.substr(last.size())] = tensor;
+  const int64_t hidden = one.config.at("hidden_size");
+  std::mt19937_64 random(1);
+  for (const char* norm : {"enorm", "hnorm", "shared_head.norm"})
+    one.tensors[extra + norm + ".weight"] = test::random_tensor({hidden}, 1.0f, random);
+  one.tensors[extra + "eh_proj.weight"] = test::random_tensor({hidden, 2 * hidden}, 1.0f, random);
+  one.tensors[extra + "embed_tokens.weight"] = one.tensors.at("model.embed_tokens.weight");
+  one.tensors[extra + "shared_head.head.weight"] = one.tensors.at("lm_head.weight");
+}
 
 class MegatronReaderTest : public ::testing::Test {
  protected:
@@ -75,17 +126,33 @@ TEST_F(MegatronReaderTest, EveryFamilyIsReadBackFromStackedLayers) {
 }
 
 TEST_F(MegatronReaderTest, PredictionLayersFollowTheLastLayer) {
-  Model one = model("deepseek_v3");
-  const std::string last = "model.layers." + std::to_string(one.layers - 1) + ".",
-                    extra = "model.layers." + std::to_string(one.layers) + ".";
-  for (const auto& [name, tensor] : StoredTensors(one.tensors))
-    if (name.starts_with(last)) one.tensors[extra + name.substr(last.size())] = tensor;
-  const int64_t hidden = one.config.at("hidden_size");
-  std::mt19937_64 random(1);
-  for (const char* norm : {"enorm", "hnorm", "shared_head.norm"})
-    one.tensors[extra + norm + ".weight"] = test::random_tensor({hidden}, 1.0f, random);
-  one.tensors[extra + "eh_proj.weight"] = test::random_tensor({hidden, 2 * hidden}, 1.0f, random);
+  for (const char* name : {"deepseek_v3", "glm4_moe"}) {
+    SCOPED_TRACE(name);
+    Model one = model(name);
+    add_prediction(one);
+    one.expect_same(one.arrays());
+  }
+}
+
+TEST_F(MegatronReaderTest, PredictionLayersAreThoseOfAPublishedModel) {
+  // FP8 blocks stand for what a training run would hold; here their codes are as good as any numbers.
+  Model one(test::shared_folder() + "/fixtures/models/deepseek-v3");
+  std::erase_if(one.tensors, [](const auto& tensor) { return tensor.first.ends_with("_scale_inv"); });
+  const std::string extra = "model.layers." + std::to_string(one.layers) + ".";
+  ASSERT_TRUE(one.tensors.contains(extra + "embed_tokens.weight"));
+  ASSERT_TRUE(one.tensors.at(extra + "shared_head.head.weight").bytes == one.tensors.at("lm_head.weight").bytes);
   one.expect_same(one.arrays());
+}
+
+TEST_F(MegatronReaderTest, ModelsFromBeforeMegatronCoreAreReadBack) {
+  const Model one = model("llama");
+  const std::string core = test::shared_folder() + "/fixtures/input_formats/legacy_llama_tp2/iter_0000005/";
+  for (const bool is_newer : {false, true}) {
+    const test::TemporaryFolder folder;
+    for (const std::string file : {"mp_rank_00/model_optim_rng.pt", "mp_rank_01/model_optim_rng.pt"})
+      folder.write(file, test::precore_rank_file({.tensor = 2}, precore_tensors(core + file, is_newer), is_newer, 3));
+    one.expect_same(checkpoint::MegatronLegacyStore::open(checkpoint::folder_files(folder.path()), folder.path()));
+  }
 }
 
 TEST_F(MegatronReaderTest, TiedHeadsMayBeStoredTwice) {
@@ -134,6 +201,8 @@ TEST_F(MegatronReaderTest, WhatDoesNotFitIsRefused) {
   with_states["decoder.layers.0.mlp.linear_fc1._extra_state"] = test::ones(1);
   with_states["rotary_pos_emb.inv_freq"] = test::ones(4);
   one.expect_same(with_states);
+  EXPECT_EQ(one.open(with_states)->ignored(),
+            (std::vector<std::string>{"decoder.layers.0.mlp.linear_fc1._extra_state", "rotary_pos_emb.inv_freq"}));
 }
 
 }  // namespace
