@@ -41,13 +41,18 @@ DcpReader::DcpReader(const std::string& folder) : store_(TorchDistStore::open(fo
     throw data_error("no array of this distributed checkpoint has the name of a Hugging Face model's weight" +
                          (store_->arrays().empty() ? "" : ": there is " + quoted_name(store_->arrays().begin()->first)),
                      folder_, "save the state dict of a Hugging Face model, alone or under the key 'model'");
+  ignored_ = store_->left_out();
   for (const auto& [name, array] : store_->arrays()) {
-    if (!name.starts_with(prefix_) || name.starts_with("optim.")) continue;
+    if (!name.starts_with(prefix_) || name.starts_with("optim.")) {
+      ignored_.push_back(name);
+      continue;
+    }
     const auto [file, offset] = store_->place(array);
     const int64_t bytes = element_count(array.shape) * dtype_bytes(array.dtype);
     const std::string own = name.substr(prefix_.size());
     tensors_.emplace(own, TensorEntry{own, array.dtype, array.shape, file, offset, bytes});
   }
+  std::sort(ignored_.begin(), ignored_.end());
 }
 
 void DcpReader::read_rows(const TensorEntry& tensor, int64_t begin, int64_t end, std::byte* out) const {

@@ -25,13 +25,15 @@ class DcpReader : public Reader {
   void read_rows(const TensorEntry& tensor, int64_t begin, int64_t end, std::byte* out) const override;
   /// A tensor's entry names the file of its first chunk alone; here are those of all chunks, and .metadata.
   std::vector<std::string> files() const override { return store_->files(); }
+  std::vector<std::string> ignored() const override { return ignored_; }
   std::vector<std::string> companion_files() const override;
 
  private:
   explicit DcpReader(const std::string& folder);
 
   std::unique_ptr<TorchDistStore> store_;
-  std::string prefix_;  ///< in front of the Hugging Face names, e.g. "model."; often ""
+  std::string prefix_;                ///< in front of the Hugging Face names, e.g. "model."; often ""
+  std::vector<std::string> ignored_;  ///< sorted
 };
 
 }  // namespace ptq::checkpoint

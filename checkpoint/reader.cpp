@@ -16,6 +16,13 @@ std::string quoted_name(const std::string& name) {
   return text + (shown < name.size() ? "...'" : "'");
 }
 
+std::string first_names(const std::vector<std::string>& names) {
+  constexpr size_t kShown = 3;
+  std::string text;
+  for (size_t i = 0; i < std::min(names.size(), kShown); ++i) text += (i ? ", " : "") + quoted_name(names[i]);
+  return text + (names.size() > kShown ? " and " + std::to_string(names.size() - kShown) + " more" : "");
+}
+
 const TensorEntry* Reader::find(const std::string& name) const {
   const auto found = tensors_.find(name);
   return found == tensors_.end() ? nullptr : &found->second;

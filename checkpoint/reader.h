@@ -29,6 +29,8 @@ struct TensorEntry {
 
 /// A name from a file nobody vouches for, made fit for a message: in quotes, control bytes as '?', cut where it is very long.
 std::string quoted_name(const std::string& name);
+/// "'a', 'b', 'c' and 5 more".
+std::string first_names(const std::vector<std::string>& names);
 
 class Reader {
  public:

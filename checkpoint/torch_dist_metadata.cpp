@@ -42,7 +42,10 @@ class MetadataParser {
     const std::string name(key.text().value_or(""));
     if (!is_tensor_name(name)) throw fail("it names " + quoted_name(name) + ", which cannot be a name");
     if (!seen_.insert(name).second) throw fail("it names " + quoted_name(name) + " twice");
-    if (description.callable().name() != "TensorStorageMetadata" || name.starts_with("optimizer.") || name.starts_with("chained_")) return;
+    if (description.callable().name() != "TensorStorageMetadata" || name.starts_with("optimizer.") || name.starts_with("chained_")) {
+      result_.left_out.push_back(name);
+      return;
+    }
 
     const PickleValue dtype = description.state().find("properties").state()[0], chunks = description.state().find("chunks");
     const auto known = dtype.module() == "torch" ? dtype_of_torch(dtype.name()) : std::nullopt;

@@ -24,8 +24,9 @@ struct TorchDistMetadata {
     ArrayEntry entry;
     std::vector<TorchDistChunk> chunks;
   };
-  std::vector<Array> arrays;       ///< in the order of the file; objects and what belongs to optimizers left out
-  std::vector<std::string> files;  ///< base names
+  std::vector<Array> arrays;          ///< in the order of the file; objects and what belongs to optimizers left out
+  std::vector<std::string> left_out;  ///< names of those
+  std::vector<std::string> files;     ///< base names
 };
 
 /// `where` is for messages. Throws a data Error for: a pickle that cannot be read or is no such metadata, names that are none or come

@@ -20,18 +20,6 @@ Shape without_ones(Shape shape) {
   std::erase(shape, 1);
   return shape;
 }
-
-/// "'a', 'b', 'c' and 5 more"
-std::string first_names(const std::set<std::string>& names) {
-  constexpr size_t kShown = 3;
-  std::string text;
-  size_t shown = 0;
-  for (const std::string& name : names) {
-    if (shown == kShown) break;
-    text += (shown++ ? ", " : "") + quoted_name(name);
-  }
-  return text + (names.size() > kShown ? " and " + std::to_string(names.size() - kShown) + " more" : "");
-}
 }  // namespace
 
 std::unique_ptr<TorchDistStore> TorchDistStore::open(const FileSet& files, const std::string& path) {
@@ -49,6 +37,7 @@ std::unique_ptr<TorchDistStore> TorchDistStore::open(const FileSet& files, const
     stored.chunks = std::move(array.chunks);
     store->arrays_.emplace(name, std::move(array.entry));
   }
+  store->left_out_ = std::move(metadata.left_out);
   store->find_parts(files, metadata.files);
   return store;
 }
@@ -61,14 +50,14 @@ TorchDistStore::Part TorchDistStore::part(const FileSlice& file, const std::stri
 void TorchDistStore::find_parts(const FileSet& files, const std::vector<std::string>& names) {
   struct Need {
     int64_t bytes = 0;
-    std::set<std::string> arrays;
+    std::vector<std::string> arrays;
   };
   std::vector<Need> needs(names.size());
   for (const auto& [name, stored] : stored_) {
     for (const TorchDistChunk& chunk : stored.chunks) {
       Need& need = needs[chunk.file];
       need.bytes = std::max(need.bytes, chunk.offset + chunk.bytes);
-      need.arrays.insert(name);
+      if (need.arrays.empty() || need.arrays.back() != name) need.arrays.push_back(name);
     }
   }
   for (size_t i = 0; i < names.size(); ++i) {

@@ -47,26 +47,9 @@ constexpr std::array kStores{
     StoreKind{"mp_rank", MegatronLegacyStore::accepts, MegatronLegacyStore::open},
 };
 
-/// The first names of what is in a checkpoint without weights: the keys of its metadata where it has one, else its files.
-std::string contents_of(const FileSet& files) {
-  constexpr size_t kShown = 3;
-  std::vector<std::string> names;
-  if (const auto metadata = files.find(".metadata"); metadata != files.end()) {
-    const std::string text = read_slice(metadata->second, metadata->second.bytes);
-    const PickleTree tree = parse_pickle(text, where_of(metadata->second));
-    for (const auto& [key, value] : tree.root().state().find("state_dict_metadata").entries())
-      names.push_back(quoted_name(std::string(key.text().value_or(""))));
-  } else {
-    for (const auto& [name, file] : files) names.push_back(quoted_name(name));
-  }
-  if (names.empty()) return "nothing";
-  std::string text;
-  for (size_t i = 0; i < std::min(names.size(), kShown); ++i) text += (i ? ", " : "") + names[i];
-  return names.size() > kShown ? text + " and " + std::to_string(names.size() - kShown) + " more" : text;
-}
-
-Error without_weights(const FileSet& files, const std::string& path) {
-  return user_error("the checkpoint holds no weights of a model, only " + contents_of(files), path,
+/// `instead`: names of what is there.
+Error without_weights(const std::vector<std::string>& instead, const std::string& path) {
+  return data_error("the checkpoint holds no weights of a model" + (instead.empty() ? "" : ", only " + first_names(instead)), path,
                     "give the checkpoint of the model, not of its optimizer: with model_optim_rng.pt in every mp_rank folder, or with keys "
                     "such as decoder.layers...");
 }
@@ -164,11 +147,13 @@ std::unique_ptr<ArrayStore> open_arrays(const TrainingCheckpoint& checkpoint, st
     format = checkpoint.container + " " + std::string(store.name);
     if (const auto common = files.find("common.pt"); common != files.end()) check_common(common->second);
     std::unique_ptr<ArrayStore> opened = store.open(files, path);
-    if (opened->arrays().empty()) throw without_weights(files, path);
+    if (opened->arrays().empty()) throw without_weights(opened->left_out(), path);
     return opened;
   }
-  if (std::any_of(files.begin(), files.end(), [](const auto& file) { return file.first.ends_with("/distrib_optim.pt"); }))
-    throw without_weights(files, path);
+  std::vector<std::string> optimizers;
+  for (const auto& [name, file] : files)
+    if (name.ends_with("/distrib_optim.pt")) optimizers.push_back(name);
+  if (!optimizers.empty()) throw without_weights(optimizers, path);
   throw user_error("a " + checkpoint.container + " checkpoint whose weights are in none of the known layouts: " + known, path,
                    "check that the copy is complete");
 }

@@ -21,8 +21,8 @@ struct TrainingCheckpoint {
 /// Throws a data Error for a root that names an iteration that is not there, a user Error for an adapter without its base model.
 TrainingCheckpoint find_training_checkpoint(const std::string& path);
 
-/// Opens its arrays. `format` becomes what it is called: "NeMo 2 torch_dist". Throws a user Error where no store knows the layout and
-/// where there are no weights (an optimizer's state only), and what the store throws for damaged files.
+/// Opens its arrays. `format` becomes what it is called: "NeMo 2 torch_dist". Throws a user Error where no store knows the layout, a
+/// data Error where there are no weights (an optimizer's state only), and what the store throws for damaged files.
 std::unique_ptr<ArrayStore> open_arrays(const TrainingCheckpoint& checkpoint, std::string& format);
 
 }  // namespace ptq::checkpoint

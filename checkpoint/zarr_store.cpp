@@ -104,7 +104,10 @@ std::unique_ptr<ArrayStore> ZarrStore::open(const FileSet& files, const std::str
   for (const auto& [name, slice] : files) {
     if (!name.ends_with(ending)) continue;
     const std::string array = name.substr(0, name.size() - ending.size());
-    if (!is_of_optimizer(array)) store->add(array, slice, files_below(files, array));
+    if (is_of_optimizer(array))
+      store->left_out_.push_back(array);
+    else
+      store->add(array, slice, files_below(files, array));
   }
   return store;
 }

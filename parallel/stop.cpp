@@ -65,6 +65,13 @@ void listen_for_stops(bool speaks) {
   handle(SIGTERM, leave);
 }
 
+void listen_no_more() {
+  if (!is_listening) return;
+  is_listening = false;
+  handle(SIGUSR1, SIG_IGN);
+  handle(SIGTERM, SIG_IGN);
+}
+
 void stop_if_asked(Communicator& world) {
   if (!is_listening) return;
   const auto now = Clock::now();

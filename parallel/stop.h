@@ -11,6 +11,9 @@ namespace ptq::parallel {
 /// Listens from now on, for the life of the process. `speaks`: whether this rank says that it leaves on SIGTERM.
 void listen_for_stops(bool speaks);
 
+/// Nothing is left to be stopped: both signals are ignored from now on.
+void listen_no_more();
+
 /// The end of a window, whose results are kept: throws an AgreedError of kind kStopped on all ranks where one was asked to stop, or where
 /// the time to the job's end is less than the longest time between two such calls and a reserve. Collective; nothing without
 /// listen_for_stops().

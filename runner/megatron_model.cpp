@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "checkpoint/reader.h"
 #include "kernels/core/error.h"
 #include "layers/config.h"
 #include "layers/models/models.h"
@@ -130,13 +131,6 @@ void map_prediction(MegatronMap& map, const Json& config, const std::string& con
   }
 }
 
-std::string list_of(const std::vector<std::string>& names) {
-  constexpr size_t kShown = 5;
-  std::string text;
-  for (size_t i = 0; i < std::min(names.size(), kShown); ++i) text += (i ? ", " : "") + names[i];
-  return names.size() > kShown ? text + " and " + std::to_string(names.size() - kShown) + " more" : text;
-}
-
 }  // namespace
 
 std::map<std::string, MappedTensor> map_megatron_model(MegatronArrays& arrays, const Json& config, const std::string& config_folder,
@@ -161,8 +155,8 @@ std::map<std::string, MappedTensor> map_megatron_model(MegatronArrays& arrays, c
     map_layer(map, {all + std::to_string(layer.index) + ".", all, layer.index, count}, layer);
   map_prediction(map, config, config_folder, spec);
   if (const auto unused = arrays.unused(); !unused.empty())
-    throw data_error("the checkpoint holds weights that config.json's model has no place for: " + list_of(unused), arrays.store().path(),
-                     kSameModel);
+    throw data_error("the checkpoint holds weights that config.json's model has no place for: " + checkpoint::first_names(unused),
+                     arrays.store().path(), kSameModel);
   return map.tensors();
 }
 

@@ -93,8 +93,6 @@ class MegatronReader : public checkpoint::Reader {
 
 std::unique_ptr<checkpoint::Reader> open_megatron(std::unique_ptr<checkpoint::ArrayStore> store, const std::string& format,
                                                   const std::string& config_folder, const Json& config, const layers::ModelSpec& spec) {
-  if (store->arrays().empty())
-    throw data_error("the checkpoint holds no weights", store->path(), "give the checkpoint of the model: this one may be the optimizer's");
   MegatronArrays arrays(*store);
   std::map<std::string, MappedTensor> mapped = map_megatron_model(arrays, config, config_folder, spec);
   return std::make_unique<MegatronReader>(std::move(store), format, config_folder, std::move(mapped), arrays.ignored());

@@ -289,6 +289,7 @@ void Job::publish() {
     checkpoint::write_text(work_ + "/ptq-runner/manifest.json", manifest_json.dump(2) + "\n");
     publish_output(work_, recipe_, *lease_);
   });
+  parallel::listen_no_more();
   owns_work_ = false;
   double bytes = 0;
   for (const auto& shard : plan_.layout.shards()) bytes += static_cast<double>(shard.bytes);

@@ -135,7 +135,8 @@ std::string ignored_words(const std::vector<std::string>& ignored) {
   std::map<std::string, Kind> kinds;  // by the last part of the name, or the first one of an optimizer's
   for (const std::string& name : ignored) {
     const bool is_optimizer = name.starts_with("optimizer.") || name.starts_with("chained_");
-    Kind& kind = kinds[is_optimizer ? "optimizer" : name.substr(name.rfind('.') + 1)];
+    const std::string last = name.substr(name.rfind('.') + 1);
+    Kind& kind = kinds[is_optimizer ? "optimizer" : last.substr(0, last.find('/'))];  // "_extra_state/shard_0_2"
     if (kind.count++ == 0) kind.first = name;
   }
   constexpr size_t kShown = 4;

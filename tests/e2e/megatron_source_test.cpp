@@ -187,20 +187,24 @@ TEST_F(MegatronSource, IsEvaluatedAsItsHuggingFaceForm) {
 }
 
 TEST_F(MegatronSource, SaysWhatItIgnored) {
-  const std::string path = formats_ + "legacy_llama_tp2";
-  const Json alone = Json::parse(run_program({"inspect", path, "--json"}).out, nullptr, false);
-  const Json ignored = alone.value("ignored", Json());
-  ASSERT_TRUE(ignored.is_array() && !ignored.empty()) << alone;
-  for (const Json& name : ignored) EXPECT_TRUE(name.get<std::string>().ends_with("_extra_state")) << name;
-  const ProgramResult whole = run_program({"inspect", path, "--config", config_of("llama"), "--json"});
-  EXPECT_EQ(Json::parse(whole.out, nullptr, false).value("ignored", Json()), ignored);
+  for (const std::string source : {"legacy_llama_tp2", "mcore_llama_tp2"}) {
+    SCOPED_TRACE(source);
+    const std::string path = formats_ + source;
+    const Json alone = Json::parse(run_program({"inspect", path, "--json"}).out, nullptr, false);
+    const Json ignored = alone.value("ignored", Json());
+    ASSERT_TRUE(ignored.is_array() && !ignored.empty()) << alone;
+    for (const Json& name : ignored) EXPECT_NE(name.get<std::string>().find("_extra_state"), std::string::npos) << name;
+    const ProgramResult whole = run_program({"inspect", path, "--config", config_of("llama"), "--json"});
+    EXPECT_EQ(Json::parse(whole.out, nullptr, false).value("ignored", Json()), ignored);
 
-  const std::string words = "ignored: " + std::to_string(ignored.size()) + " arrays or objects that only training needs";
-  const ProgramResult said = run_program({"inspect", path, "--config", config_of("llama")});
-  EXPECT_NE(said.out.find(words), std::string::npos) << said.report();
-  const std::string output = convert("said", path, "llama", 1);
-  EXPECT_NE(last_.err.find(words), std::string::npos) << last_.report();
-  EXPECT_EQ(read_json_file(output + "/ptq-runner/report.json").at("source").at("ignored"), ignored);
+    const std::string words = "ignored: " + std::to_string(ignored.size()) +
+                              " arrays or objects that only training needs: " + std::to_string(ignored.size()) + " _extra_state (";
+    const ProgramResult said = run_program({"inspect", path, "--config", config_of("llama")});
+    EXPECT_NE(said.out.find(words), std::string::npos) << said.report();
+    const std::string output = convert("said_" + source, path, "llama", 1);
+    EXPECT_NE(last_.err.find(words), std::string::npos) << last_.report();
+    EXPECT_EQ(read_json_file(output + "/ptq-runner/report.json").at("source").at("ignored"), ignored);
+  }
 }
 
 TEST_F(MegatronSource, BringsTheTokenizerThatWasSavedWithIt) {
@@ -276,13 +280,13 @@ TEST_F(MegatronSource, WithArgsOfMoreTensorRanksThanFilesIsRefused) {
 TEST_F(MegatronSource, OfAnOptimizerAloneIsRefused) {
   folder_.write("ranks/mp_rank_00/distrib_optim.pt", "not looked at");
   folder_.write("ranks/mp_rank_01/distrib_optim.pt", "not looked at");
-  expect_refused(folder_ / "ranks", config_of("llama"), 2,
+  expect_refused(folder_ / "ranks", config_of("llama"), 3,
                  "holds no weights of a model, only 'mp_rank_00/distrib_optim.pt', 'mp_rank_01/distrib_optim.pt'");
 
   const auto state = [](const std::string& name) { return DistArray{name, "uint8", {4}, {byte_chunk({0}, {4}, "__0_0.distcp", 'x')}}; };
   write_dist_checkpoint(folder_, {state("optimizer.state.exp_avg.w"), state("chained_1.optimizer.state.exp_avg.w")});
   folder_.write("metadata.json", R"({"sharded_backend": "torch_dist", "sharded_backend_version": 1})");
-  expect_refused(folder_.path(), config_of("llama"), 2,
+  expect_refused(folder_.path(), config_of("llama"), 3,
                  "holds no weights of a model, only 'optimizer.state.exp_avg.w', 'chained_1.optimizer.state.exp_avg.w', 'step'");
 }
 

@@ -163,7 +163,7 @@ TEST_F(MegatronLegacy, RanksThatDoNotFitAreRefused) {
 }
 
 TEST_F(MegatronLegacy, WhatEveryTensorRankHoldsMustBeTheSame) {
-  // More than a block, so that the difference is in the second one.
+  // More than what is read of each end; the difference is in the second one.
   const int64_t rows = 700'000;
   const std::string same(static_cast<size_t>(2 * rows), 'r');
   std::string other = same;

@@ -188,12 +188,12 @@ TEST_F(MegatronReaderTest, WhatDoesNotFitIsRefused) {
     edit(arrays);
     expect_error(ErrorKind::kData, words, [&] { one.open(arrays); });
   };
-  refused("no place for: decoder.layers.0.adapter.weight",
+  refused("no place for: 'decoder.layers.0.adapter.weight'",
           [](StoredTensors& arrays) { arrays["decoder.layers.0.adapter.weight"] = test::ones(1); });
   refused("has no array for tensor model.layers.1.mlp.down_proj.weight",
           [](StoredTensors& arrays) { arrays.erase("decoder.layers.1.mlp.linear_fc2.weight"); });
   refused("has no array embedding.word_embeddings.weight", [](StoredTensors& arrays) { arrays = {{"state", test::ones(1)}}; });
-  refused("holds no weights", [](StoredTensors& arrays) { arrays.clear(); });
+  refused("has no array embedding.word_embeddings.weight", [](StoredTensors& arrays) { arrays.clear(); });
   refused("are the same part of the model",
           [](StoredTensors& arrays) { arrays["module.output_layer.weight"] = arrays.at("output_layer.weight"); });
   refused("has the shape [1]", [](StoredTensors& arrays) { arrays["decoder.final_layernorm.weight"] = test::ones(1); });
