@@ -33,6 +33,14 @@ void* operator new(size_t bytes, std::align_val_t alignment) {
   return counted(std::aligned_alloc(static_cast<size_t>(alignment), (bytes + static_cast<size_t>(alignment) - 1) /
                                                                         static_cast<size_t>(alignment) * static_cast<size_t>(alignment)));
 }
+// std::stable_sort asks for memory so and frees it with the plain delete: both have to be of one kind.
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
+  try {
+    return operator new(bytes);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
 void operator delete(void* memory) noexcept { released(memory); }
 void operator delete(void* memory, size_t) noexcept { released(memory); }
 void operator delete(void* memory, std::align_val_t) noexcept { released(memory); }

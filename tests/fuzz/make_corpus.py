@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the fuzzers' starting points into corpus/: small sound files of every kind, of the standard library alone.
 Usage: python3 tests/fuzz/make_corpus.py  (from the root of the project; the result is kept in the repository)"""
-import collections, io, json, os, pickle, struct, sys, types, zipfile
+import collections, io, json, os, pickle, struct, sys, tarfile, types, zipfile
 
 CORPUS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
 
@@ -143,3 +143,25 @@ write("metadata.grid", metadata({"w": ((2, 4, 6), [((i, j, 0), (1, 2, 6)) for i 
 header = {"__metadata__": {"format": "pt"}, "w": {"dtype": "BF16", "shape": [4, 3], "data_offsets": [0, 24]}, "s": {"dtype": "F32", "shape": [], "data_offsets": [24, 28]}}
 text = json.dumps(header).encode()
 write("safetensors.two", struct.pack("<Q", len(text)) + text + bytes(28))
+
+
+def archive(form, members):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue().rstrip(b"\0") + bytes(1536)
+
+
+deep = "./model_weights/" + "long_name/" * 12 + "0.0"
+write("tar.ustar", archive(tarfile.USTAR_FORMAT, {"./model_config.yaml": b"precision: bf16\n", "./model_weights/common.pt": b"x" * 700}))
+write("tar.gnu", archive(tarfile.GNU_FORMAT, {deep: b"chunk", "./a": b""}))
+write("tar.pax", archive(tarfile.PAX_FORMAT, {deep + "\u00e9": b"chunk", "./a": b"b"}))
+
+described = {"zarr_format": 2, "shape": [3, 4], "chunks": [2, 3], "dtype": "<f4", "order": "C", "compressor": None, "filters": None, "fill_value": None}
+write("zarr.f4", json.dumps(described).encode())
+write("zarr.bfloat16", json.dumps(described | {"dtype": "bfloat16", "chunks": [2, 6], "dimension_separator": "."}).encode())
+write("zarr.stacked", json.dumps(described | {"shape": [2, 2, 3], "chunks": [1, 2, 3], "dimension_separator": "/"}).encode())
+write("zarr.scalar", json.dumps(described | {"shape": [], "chunks": [], "dtype": "<i8"}).encode())

@@ -10,7 +10,7 @@ namespace ptq::test {
 /// `value` as `count` little-endian bytes.
 inline std::string little_endian(uint64_t value, int count) {
   std::string bytes;
-  for (int i = 0; i < count; ++i) bytes += static_cast<char>(value >> (8 * i));
+  for (int i = 0; i < count; ++i) bytes += static_cast<char>(i < 8 ? value >> (8 * i) : 0);
   return bytes;
 }
 
