@@ -15,7 +15,7 @@ constexpr int64_t kEndBytes = int64_t{64} << 10;
 std::vector<std::byte> ends_of(const MegatronPart& part) {
   const TorchTensor& tensor = part.tensor;
   const ByteSlice file = ByteSlice::of_slice(part.rank.file);
-  const int64_t rows = tensor.rows(), some = std::min(rows, std::max<int64_t>(1, kEndBytes / tensor.row_bytes()));
+  const int64_t rows = tensor.rows(), some = std::min(rows, std::max<int64_t>(1, kEndBytes / std::max<int64_t>(1, tensor.row_bytes())));
   const int64_t bytes = some * tensor.row_bytes();
   std::vector<std::byte> ends(static_cast<size_t>(2 * bytes));
   read_torch_rows(file, tensor, 0, some, ends.data());

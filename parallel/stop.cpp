@@ -1,7 +1,7 @@
 #include "parallel/stop.h"
 
-#include <signal.h>
 #include <unistd.h>
+#include <csignal>
 
 #include <algorithm>
 #include <array>

@@ -58,7 +58,7 @@ inline std::string dist_metadata(const std::vector<DistArray>& arrays, const std
   descriptions.push_back(pickled("step"));
   descriptions.push_back(pickled_object(module + "BytesStorageMetadata", "}"));
   places.push_back(pickled_object(module + "MetadataIndex", pickled_dict({pickled("fqn"), pickled("step"), pickled("index"), "N"})));
-  places.push_back("N");
+  places.emplace_back("N");
   std::vector<std::string> state{pickled("state_dict_metadata"), pickled_dict(descriptions), pickled("planner_data"), "N",
                                  pickled("storage_data"),        pickled_dict(places),       pickled("version"),      pickled("1.0.0")};
   state.insert(state.end(), last.begin(), last.end());
